@@ -1,0 +1,335 @@
+"""The tape: tensors remember the function that made them, backward walks back through them.
+
+First order only: `Function.backward` works on raw arrays. Gradients accumulate in leaves; what a
+function saved is released as soon as backward has passed it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from minicst.backend import Backend, get_backend
+from minicst.backend.base import Array
+
+
+class _Mode(threading.local):
+    recording = True
+
+
+_mode = _Mode()
+
+
+@contextmanager
+def no_grad() -> Iterator[None]:
+    """Inside, nothing is recorded: forward passes keep no activations."""
+    before, _mode.recording = _mode.recording, False
+    try:
+        yield
+    finally:
+        _mode.recording = before
+
+
+class Tensor:
+    """An array that remembers how it was computed.
+
+    Args:
+        data: array of `backend`, or anything numpy.asarray takes. Integers become float32.
+        requires_grad: whether backward shall leave a gradient here.
+        backend: where the array lives; the CPU by default.
+
+    Attributes:
+        data: the array.
+        grad: sum of the gradients of all backward calls so far, or None.
+    """
+
+    __array_priority__ = 100  # numpy_array * tensor asks the tensor
+
+    def __init__(
+        self, data: Any, requires_grad: bool = False, backend: Backend | None = None
+    ) -> None:
+        if isinstance(data, Tensor):
+            raise TypeError("Tensor of a Tensor: pass its .data (which cuts it off the tape)")
+        self.backend = backend or get_backend()
+        array = self.backend.asarray(data)
+        if array.dtype.kind in "iub":
+            array = array.astype(np.float32)
+        if array.dtype.kind != "f":
+            raise TypeError(f"Tensor data is {array.dtype}: floating point numbers are needed")
+        self.data: Array = array
+        self.requires_grad = requires_grad
+        self.grad: Array | None = None
+        self.creator: Function | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes of the axes."""
+        return tuple(self.data.shape)
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.data.shape)
+
+    @property
+    def dtype(self) -> Any:
+        """Type of the elements."""
+        return self.data.dtype
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return int(self.data.size)
+
+    def item(self) -> float:
+        """Return the only element as a Python float (reads it from the device)."""
+        return float(self.data.reshape(-1)[0]) if self.size == 1 else self._not_scalar()
+
+    def _not_scalar(self) -> float:
+        raise ValueError(f"item() of a tensor of shape {self.shape}: it has {self.size} elements")
+
+    def numpy(self) -> Any:
+        """Return the data as numpy.ndarray, off the tape."""
+        return self.backend.to_numpy(self.data)
+
+    def detach(self) -> Tensor:
+        """Return a tensor of the same data that the tape doesn't know."""
+        return Tensor(self.data, backend=self.backend)
+
+    def zero_grad(self) -> None:
+        """Forget the gradient."""
+        self.grad = None
+
+    def backward(self, grad: Array | None = None) -> None:
+        """Add d self / d leaf to the `grad` of every leaf that requires it.
+
+        Args:
+            grad: upstream gradient, shape of self; 1 for a scalar.
+
+        Raises:
+            ValueError: if self isn't on the tape, or not a scalar and no gradient is given.
+        """
+        if not self.requires_grad:
+            raise ValueError(
+                "backward of a tensor that is not on the tape: nothing in it requires a gradient, "
+                "or it was made under no_grad, or its tape was used already"
+            )
+        if grad is None:
+            if self.size != 1:
+                raise ValueError(
+                    f"backward of shape {self.shape} needs a gradient of that shape; "
+                    "only scalars start at 1"
+                )
+            grad = self.backend.xp.ones(self.shape, self.dtype)
+        if tuple(grad.shape) != self.shape:
+            raise ValueError(f"gradient of shape {grad.shape} for a tensor of shape {self.shape}")
+        grads: dict[int, Array] = {id(self): grad}
+        for tensor in _topological_order(self):
+            grad_out = grads.pop(id(tensor))
+            if tensor.creator is None:
+                tensor.grad = grad_out if tensor.grad is None else tensor.grad + grad_out
+                continue
+            function = tensor.creator
+            for parent, parent_grad in zip(function.inputs, function.run(grad_out), strict=True):
+                if not parent.requires_grad:
+                    continue
+                if parent_grad.shape != parent.data.shape or parent_grad.dtype != parent.dtype:
+                    raise AssertionError(
+                        f"{type(function).__name__} gave a gradient {parent_grad.dtype}"
+                        f"{parent_grad.shape} for an input {parent.dtype}{parent.shape}"
+                    )
+                known = grads.get(id(parent))
+                grads[id(parent)] = parent_grad if known is None else known + parent_grad
+            function.release()
+            tensor.creator = None
+            tensor.requires_grad = False
+
+    def __repr__(self) -> str:
+        made_by = f", made by {type(self.creator).__name__}" if self.creator else ""
+        needs = ", requires_grad" if self.requires_grad else ""
+        return f"Tensor({self.dtype}{list(self.shape)}{needs}{made_by})\n{self.data}"
+
+    # Operators call the functions of elementary.py, which imports this module.
+
+    def __add__(self, other: Any) -> Tensor:
+        return _functions().add(self, other)
+
+    __radd__ = __add__
+
+    def __mul__(self, other: Any) -> Tensor:
+        return _functions().mul(self, other)
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> Tensor:
+        return _functions().mul(self, -1.0)
+
+    def __sub__(self, other: Any) -> Tensor:
+        return _functions().sub(self, other)
+
+    def __rsub__(self, other: Any) -> Tensor:
+        return _functions().sub(other, self)
+
+    def __truediv__(self, other: Any) -> Tensor:
+        return _functions().div(self, other)
+
+    def __rtruediv__(self, other: Any) -> Tensor:
+        return _functions().div(other, self)
+
+    def __pow__(self, exponent: float) -> Tensor:
+        return _functions().power(self, exponent)
+
+    def __matmul__(self, other: Any) -> Tensor:
+        return _functions().matmul(self, other)
+
+    def __getitem__(self, index: Any) -> Tensor:
+        raise TypeError("indexing a tensor isn't recorded: use functional.channel_slice, or .data")
+
+    def sum(self, axis: Any = None, keepdims: bool = False) -> Tensor:
+        """Sum over `axis` (all by default)."""
+        return _functions().sum(self, axis, keepdims)
+
+    def mean(self, axis: Any = None, keepdims: bool = False) -> Tensor:
+        """Mean over `axis` (all by default)."""
+        return _functions().mean(self, axis, keepdims)
+
+    def reshape(self, *shape: Any) -> Tensor:
+        """Same elements in another shape."""
+        return _functions().reshape(self, shape[0] if isinstance(shape[0], tuple) else shape)
+
+    def transpose(self, *axes: int) -> Tensor:
+        """Axes in another order (reversed by default)."""
+        return _functions().transpose(self, axes or None)
+
+
+class Parameter(Tensor):
+    """A tensor that a network learns."""
+
+    def __init__(self, data: Any, backend: Backend | None = None) -> None:
+        super().__init__(data, requires_grad=True, backend=backend)
+
+
+class Function:
+    """One operation: `forward` and `backward` on raw arrays, side by side.
+
+    A subclass's forward(*arrays, **options) returns the result and keeps what backward needs with
+    `self.save(...)`; backward(grad_out) returns a gradient per input, None where
+    `self.needs_grad[i]` is false, so that the first layer computes no input gradient.
+    """
+
+    def __init__(self, backend: Backend, needs_grad: tuple[bool, ...]) -> None:
+        self.backend = backend
+        self.xp = backend.xp
+        self.needs_grad = needs_grad
+        self.saved: tuple[Any, ...] = ()
+        self.inputs: tuple[Tensor, ...] = ()
+        self.layer = backend.meter.layer
+
+    def forward(self, *arrays: Array, **options: Any) -> Array:
+        """Return the result."""
+        raise TypeError(f"{type(self).__name__} has no forward")
+
+    def backward(self, grad_out: Array) -> tuple[Array | None, ...]:
+        """Return the gradient of each input."""
+        raise TypeError(f"{type(self).__name__} has no backward")
+
+    def save(self, *values: Any) -> None:
+        """Keep values for backward; under no_grad nothing is kept."""
+        if any(self.needs_grad):
+            self.saved = values
+
+    def run(self, grad_out: Array) -> tuple[Array | None, ...]:
+        """Run backward; the meter attributes it to the layer that ran the forward pass."""
+        meter = self.backend.meter
+        before, meter.layer = meter.layer, self.layer
+        try:
+            return self.backward(grad_out)
+        finally:
+            meter.layer = before
+
+    def release(self) -> None:
+        """Drop what was saved and the way to the inputs."""
+        self.saved = ()
+        self.inputs = ()
+
+    @classmethod
+    def apply(cls, *inputs: Any, **options: Any) -> Tensor:
+        """Run forward and record it if any input requires a gradient."""
+        backend = next((x.backend for x in inputs if isinstance(x, Tensor)), None)
+        dtype = next((x.dtype for x in inputs if isinstance(x, Tensor)), None)
+        # Bare numbers and arrays take the tensor's dtype: a stray float64 must not widen the net.
+        tensors = tuple(
+            x
+            if isinstance(x, Tensor)
+            else Tensor(np.asarray(x, dtype=dtype or np.float32), backend=backend)
+            for x in inputs
+        )
+        needs = tuple(_mode.recording and x.requires_grad for x in tensors)
+        function = cls(backend or get_backend(), needs)
+        out = Tensor.__new__(Tensor)
+        out.backend = function.backend
+        out.data = function.forward(*(x.data for x in tensors), **options)
+        out.grad = None
+        out.requires_grad = any(needs)
+        out.creator = None
+        if out.requires_grad:
+            function.inputs = tensors
+            out.creator = function
+        return out
+
+
+def saved_bytes(loss: Tensor) -> int:
+    """Bytes of activations that the tape of `loss` holds for backward, each array once.
+
+    Leaves (weights, the batch) don't count; views count as what they view.
+    """
+    leaves = set()
+    held: dict[int, int] = {}
+    for tensor in _topological_order(loss):
+        if tensor.creator is None:
+            leaves.add(id(_owner(tensor.data)))
+            continue
+        for parent in tensor.creator.inputs:
+            if parent.creator is None:
+                leaves.add(id(_owner(parent.data)))
+        for value in tensor.creator.saved:
+            if hasattr(value, "nbytes") and hasattr(value, "shape"):
+                owner = _owner(value)
+                held[id(owner)] = owner.nbytes
+    return sum(size for key, size in held.items() if key not in leaves)
+
+
+def _owner(array: Array) -> Array:
+    while getattr(array, "base", None) is not None:
+        array = array.base
+    return array
+
+
+def _topological_order(last: Tensor) -> list[Tensor]:
+    """Tensors that lead to `last` and require a gradient, each after all that use it."""
+    order: list[Tensor] = []
+    seen: set[int] = set()
+    stack: list[tuple[Tensor, bool]] = [(last, False)]
+    while stack:
+        tensor, inputs_done = stack.pop()
+        if inputs_done:
+            order.append(tensor)
+            continue
+        if id(tensor) in seen or not tensor.requires_grad:
+            continue
+        seen.add(id(tensor))
+        stack.append((tensor, True))
+        if tensor.creator is not None:
+            stack.extend((parent, False) for parent in tensor.creator.inputs)
+    order.reverse()
+    return order
+
+
+def _functions() -> Any:
+    from minicst.autograd import elementary
+
+    return elementary

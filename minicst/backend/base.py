@@ -1,0 +1,118 @@
+"""What every backend shares: geometry, the readable im2col and col2im, and the meter."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from minicst.backend.meter import Meter
+
+Array = Any  # numpy.ndarray or cupy.ndarray: one backend never mixes the two
+
+
+def conv_output_size(size: int, kernel: int, stride: int, padding: int) -> int:
+    """Return floor((size + 2 padding - kernel) / stride) + 1, in pixels.
+
+    Raises:
+        ValueError: if the kernel is larger than the padded input.
+    """
+    out = (size + 2 * padding - kernel) // stride + 1
+    if out < 1:
+        raise ValueError(
+            f"a window of {kernel} does not fit into {size} + 2 * {padding} pixels: "
+            "use a larger input, a smaller kernel or more padding"
+        )
+    return out
+
+
+class Backend:
+    """One device and its arrays.
+
+    Subclasses set `name` and `xp` (the array module) and provide the hot operations:
+    convolution, batch norm, pooling and optimizer updates, all on raw channels-last arrays.
+    Everything else in minicst uses `backend.xp`.
+
+    Attributes:
+        name: "numpy" or "cuda".
+        xp: the array module.
+        meter: counts what was executed.
+    """
+
+    name = ""
+    xp: Any = None
+
+    def __init__(self) -> None:
+        self.meter = Meter()
+
+    def asarray(self, values: Any, dtype: Any = None) -> Array:
+        """Return `values` as an array of this backend; NumPy arrays are copied to the device."""
+        return self.xp.asarray(values, dtype=dtype)
+
+    def to_numpy(self, array: Array) -> Any:
+        """Return the array on the host as numpy.ndarray."""
+        raise NotImplementedError
+
+    def synchronize(self) -> None:
+        """Wait until the device has done all that it was asked for (for timing)."""
+
+    def im2col(self, x: Array, kh: int, kw: int, stride: int = 1, padding: int = 0) -> Array:
+        """Lay out every window of x as one row, so that convolution is one matrix product.
+
+        col[(n, oy, ox), (ky, kx, c)] = x[n, oy stride + ky - padding, ox stride + kx - padding, c]
+
+        Args:
+            x: (n, h, w, c).
+            kh: window height.
+            kw: window width.
+            stride: step between windows.
+            padding: zeros added on each side of h and w.
+
+        Returns:
+            (n * oh * ow, kh * kw * c), dtype of x, a copy.
+        """
+        n, h, w, c = x.shape
+        oh = conv_output_size(h, kh, stride, padding)
+        ow = conv_output_size(w, kw, stride, padding)
+        padded = self.xp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+        col = self.xp.empty((n, oh, ow, kh, kw, c), x.dtype)
+        for ky in range(kh):
+            for kx in range(kw):
+                rows = slice(ky, ky + stride * oh, stride)
+                cols = slice(kx, kx + stride * ow, stride)
+                col[:, :, :, ky, kx, :] = padded[:, rows, cols, :]
+        return col.reshape(n * oh * ow, kh * kw * c)
+
+    def col2im(
+        self,
+        col: Array,
+        x_shape: tuple[int, int, int, int],
+        kh: int,
+        kw: int,
+        stride: int = 1,
+        padding: int = 0,
+    ) -> Array:
+        """Add every row of col back to its window: the transpose of im2col.
+
+        <col, im2col(x)> = <col2im(col), x> for all x and col.
+
+        Args:
+            col: (n * oh * ow, kh * kw * c).
+            x_shape: (n, h, w, c) of the result.
+            kh: window height.
+            kw: window width.
+            stride: step between windows.
+            padding: as given to im2col; what fell on it is dropped.
+
+        Returns:
+            (n, h, w, c), dtype of col.
+        """
+        n, h, w, c = x_shape
+        oh = conv_output_size(h, kh, stride, padding)
+        ow = conv_output_size(w, kw, stride, padding)
+        padded = self.xp.zeros((n, h + 2 * padding, w + 2 * padding, c), col.dtype)
+        col = col.reshape(n, oh, ow, kh, kw, c)
+        for ky in range(kh):
+            for kx in range(kw):
+                rows = slice(ky, ky + stride * oh, stride)
+                cols = slice(kx, kx + stride * ow, stride)
+                padded[:, rows, cols, :] += col[:, :, :, ky, kx, :]
+        return padded[:, padding : padding + h, padding : padding + w, :]

@@ -1,0 +1,152 @@
+"""The CPU backend: NumPy arrays, a pool of threads, BLAS held to one thread in each."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from threadpoolctl import ThreadpoolController
+
+from minicst.backend.base import Array
+from minicst.backend.chunks import STREAM_BYTES, split
+from minicst.backend.convolution import ConvolutionOps
+from minicst.backend.normalization import NormalizationOps
+from minicst.backend.pool import WorkerPool, Workspace
+from minicst.backend.pooling import PoolingOps
+
+
+class NumpyBackend(ConvolutionOps, NormalizationOps, PoolingOps):
+    """Channels-last arrays of numpy; the readable specification that other backends override.
+
+    Creating it holds BLAS to one thread for the whole process: the pool's threads share the
+    work out, and a product's bits must not depend on how many threads BLAS would take.
+
+    Args:
+        threads: size of the pool; None takes the number of cores this process may use.
+    """
+
+    name = "numpy"
+    xp = np
+
+    def __init__(self, threads: int | None = None) -> None:
+        super().__init__()
+        ThreadpoolController().limit(limits=1, user_api="blas")
+        self.pool = WorkerPool(threads or available_cores())
+        self.workspace = Workspace()
+
+    @property
+    def threads(self) -> int:
+        """Number of threads that work on one operation."""
+        return self.pool.threads
+
+    def set_threads(self, threads: int) -> None:
+        """Use this many threads from now on. Results don't change, bit for bit."""
+        if threads != self.pool.threads:
+            new = WorkerPool(threads)
+            self.pool.close()
+            self.pool = new
+
+    def to_numpy(self, array: Array) -> np.ndarray:
+        """Return the array itself: it is on the host."""
+        return np.asarray(array)
+
+    def relu(self, x: np.ndarray) -> np.ndarray:
+        """max(x, 0), elementwise."""
+        out = np.empty_like(x, order="C")
+        self._stream(lambda a, b: np.maximum(a, 0, out=b), np.ascontiguousarray(x), out)
+        return out
+
+    def relu_backward(self, grad_out: np.ndarray, out: np.ndarray) -> np.ndarray:
+        """grad_out where out > 0, else 0."""
+        grad_x = np.empty_like(out)
+        self._stream(
+            lambda g, y, gx: np.multiply(g, y > 0, out=gx),
+            np.ascontiguousarray(grad_out),
+            out,
+            grad_x,
+        )
+        return grad_x
+
+    def sgd_update(
+        self,
+        weight: np.ndarray,
+        grad: np.ndarray,
+        velocity: np.ndarray | None,
+        lr: float,
+        momentum: float,
+        weight_decay: float,
+        nesterov: bool,
+    ) -> None:
+        """In place: g += decay w;  v = momentum v + g;  w -= lr (v, or g + momentum v)."""
+
+        def step(w: np.ndarray, g: np.ndarray, *state: np.ndarray) -> None:
+            update = self.workspace.get("update", w.shape, w.dtype)
+            if weight_decay:
+                np.multiply(w, weight_decay, out=update)
+                np.add(update, g, out=update)
+            else:
+                np.copyto(update, g)
+            if state:
+                (v,) = state
+                np.multiply(v, momentum, out=v)
+                np.add(v, update, out=v)
+                if nesterov:
+                    scaled = self.workspace.get("scaled", w.shape, w.dtype)
+                    np.multiply(v, momentum, out=scaled)
+                    np.add(update, scaled, out=update)
+                else:
+                    np.copyto(update, v)
+            np.multiply(update, lr, out=update)
+            np.subtract(w, update, out=w)
+
+        self._stream(step, weight, grad, *([] if velocity is None else [velocity]))
+
+    def adam_update(
+        self,
+        weight: np.ndarray,
+        grad: np.ndarray,
+        first: np.ndarray,
+        second: np.ndarray,
+        step: int,
+        lr: float,
+        betas: tuple[float, float],
+        eps: float,
+        weight_decay: float,
+    ) -> None:
+        """In place: m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2;  w -= lr m^ / (sqrt(v^) + eps).
+
+        Source: Kingma and Ba, "Adam" (2015), Algorithm 1, with its bias corrections m^ and v^.
+        """
+        b1, b2 = betas
+        correct1, correct2 = 1 - b1**step, 1 - b2**step
+
+        def update(w: np.ndarray, g: np.ndarray, m: np.ndarray, v: np.ndarray) -> None:
+            if weight_decay:
+                g = g + weight_decay * w
+            m *= b1
+            m += (1 - b1) * g
+            v *= b2
+            v += (1 - b2) * g * g
+            w -= lr / correct1 * m / (np.sqrt(v / correct2) + eps)
+
+        self._stream(update, weight, grad, first, second)
+
+    def _stream(self, operation: Callable[..., Any], *arrays: np.ndarray) -> None:
+        """Run an elementwise operation on contiguous arrays of one size, chunk by chunk."""
+        flat = [a.reshape(-1) for a in arrays]
+        chunks = split(flat[0].size, STREAM_BYTES // flat[0].itemsize)
+
+        def task(i: int) -> None:
+            start, stop = chunks[i]
+            operation(*(a[start:stop] for a in flat))
+
+        self.pool.run(len(chunks), task)
+
+
+def available_cores() -> int:
+    """Number of cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,107 @@
+"""A pool of threads that shares out numbered tasks; BLAS inside each task runs on one thread."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
+
+
+class _Job:
+    """Numbered tasks that any number of threads draw from until none is left."""
+
+    def __init__(self, n_tasks: int, task: Callable[[int], None]) -> None:
+        self.n_tasks = n_tasks
+        self.task = task
+        self.counter = itertools.count()  # next() is atomic, so a task is drawn once
+        self.done: SimpleQueue[BaseException | None] = SimpleQueue()
+
+    def work(self) -> None:
+        while (i := next(self.counter)) < self.n_tasks:
+            self.task(i)
+
+
+class WorkerPool:
+    """`run(n, task)` calls task(0) ... task(n - 1), each once, on up to `threads` threads.
+
+    The calling thread works too. Which thread gets which task is open, so a task writes only to
+    places that belong to its number; then results don't depend on the number of threads.
+    NumPy releases the interpreter lock in products and in loops over large arrays.
+    """
+
+    def __init__(self, threads: int) -> None:
+        if threads < 1:
+            raise ValueError(f"threads = {threads}: at least 1 is needed")
+        self.threads = threads
+        self._queue: SimpleQueue[_Job | None] = SimpleQueue()
+        self._workers: list[threading.Thread] = []
+        self._local = threading.local()
+
+    def run(self, n_tasks: int, task: Callable[[int], None]) -> None:
+        """Call task(i) for every i in range(n_tasks); return when all are done.
+
+        Raises:
+            The first exception that a task raised.
+        """
+        helpers = min(self.threads, n_tasks) - 1
+        if helpers <= 0 or getattr(self._local, "is_worker", False):
+            for i in range(n_tasks):
+                task(i)
+            return
+        while len(self._workers) < self.threads - 1:
+            self._workers.append(threading.Thread(target=self._serve, daemon=True))
+            self._workers[-1].start()
+        job = _Job(n_tasks, task)
+        for _ in range(helpers):
+            self._queue.put(job)
+        errors: list[BaseException] = []
+        try:
+            job.work()
+        except BaseException as error:
+            # Ctrl-C included: the helpers still write into this job's arrays, so wait for them.
+            errors.append(error)
+            job.n_tasks = 0
+        for _ in range(helpers):
+            if (result := job.done.get()) is not None:
+                errors.append(result)
+        if errors:
+            raise errors[0]
+
+    def _serve(self) -> None:
+        self._local.is_worker = True
+        while (job := self._queue.get()) is not None:
+            try:
+                job.work()
+            except BaseException as error:
+                job.n_tasks = 0
+                job.done.put(error)
+            else:
+                job.done.put(None)
+
+    def close(self) -> None:
+        """Stop the threads; a later `run` starts them again."""
+        for _ in self._workers:
+            self._queue.put(None)
+        for worker in self._workers:
+            worker.join()
+        self._workers.clear()
+
+
+class Workspace(threading.local):
+    """Scratch arrays, a set for each thread, kept and reused from call to call."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, np.ndarray] = {}
+
+    def get(self, tag: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        """Return an uninitialised contiguous array; the next `get` of the same tag reuses it."""
+        dtype = np.dtype(dtype)
+        size = int(np.prod(shape)) * dtype.itemsize
+        buffer = self._buffers.get(tag)
+        if buffer is None or buffer.nbytes < size:
+            buffer = self._buffers[tag] = np.empty(max(size, 1), np.uint8)
+        return buffer[:size].view(dtype).reshape(shape)
