@@ -1,0 +1,36 @@
+"""Modules, layers and networks."""
+
+from minicst.nn.layers import BatchNorm, Conv2d, Linear, he_normal
+from minicst.nn.module import Module
+from minicst.nn.network import INPUT, Network, clone
+from minicst.nn.nodes import (
+    Add,
+    ChannelNoise,
+    Context,
+    Flatten,
+    GlobalPool,
+    Node,
+    Pool,
+    Shortcut,
+    Unit,
+)
+
+__all__ = [
+    "INPUT",
+    "Add",
+    "BatchNorm",
+    "ChannelNoise",
+    "Context",
+    "Conv2d",
+    "Flatten",
+    "GlobalPool",
+    "Linear",
+    "Module",
+    "Network",
+    "Node",
+    "Pool",
+    "Shortcut",
+    "Unit",
+    "clone",
+    "he_normal",
+]

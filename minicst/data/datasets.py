@@ -1,0 +1,210 @@
+"""Data sets that come with the package: no download, no network."""
+
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from minicst.data.shapes import CLASS_NAMES as SHAPE_NAMES
+from minicst.data.shapes import make_shapes
+
+DATASETS = ("fashion", "digits", "shapes32")
+
+_FOLDER = Path(__file__).parent
+_KEYS = ("x_train", "y_train", "x_test", "y_test")
+_FASHION_NAMES = (
+    "T-shirt/top",
+    "trouser",
+    "pullover",
+    "dress",
+    "coat",
+    "sandal",
+    "shirt",
+    "sneaker",
+    "bag",
+    "ankle boot",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Labeled images, split into a training and a test half.
+
+    Attributes:
+        name: Name that `load_dataset` knows it by.
+        train_images: Raw pixels, uint8 (n, h, w, c), 0..`max_value`.
+        train_labels: Class indices, int64 (n,), 0..num_classes-1.
+        test_images: Raw pixels, uint8 (m, h, w, c).
+        test_labels: Class indices, int64 (m,).
+        class_names: Name of each class, in the order of the labels.
+        max_value: Raw value that stands for 1.
+        mean: Mean of each channel of the training images, divided by `max_value`.
+        std: Standard deviation of each channel, likewise.
+        source: Where the images come from, one line.
+
+    Raises:
+        ValueError: The fields do not fit each other or the shapes and dtypes above.
+    """
+
+    name: str
+    train_images: npt.NDArray[np.uint8]
+    train_labels: npt.NDArray[np.int64]
+    test_images: npt.NDArray[np.uint8]
+    test_labels: npt.NDArray[np.int64]
+    class_names: tuple[str, ...]
+    max_value: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    source: str
+
+    def __post_init__(self) -> None:
+        for half, images, labels in (
+            ("train", self.train_images, self.train_labels),
+            ("test", self.test_images, self.test_labels),
+        ):
+            if images.dtype != np.uint8 or images.ndim != 4 or images.size == 0:
+                raise ValueError(
+                    f"{half}_images must be a non-empty uint8 (n, h, w, c), "
+                    f"got {images.dtype} {images.shape}"
+                )
+            if labels.dtype != np.int64 or labels.shape != images.shape[:1]:
+                raise ValueError(
+                    f"{half}_labels must be int64 ({len(images)},), "
+                    f"got {labels.dtype} {labels.shape}"
+                )
+            if labels.min() < 0 or labels.max() >= self.num_classes:
+                raise ValueError(f"{half}_labels must lie in 0..{self.num_classes - 1}")
+            if images.max() > self.max_value:
+                raise ValueError(f"{half}_images hold {images.max()}, above {self.max_value}")
+        if self.train_images.shape[1:] != self.test_images.shape[1:]:
+            raise ValueError("training and test images differ in shape")
+        if not len(self.mean) == len(self.std) == self.input_shape[2]:
+            raise ValueError("mean and std must have one value a channel")
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Shape (h, w, c) of one image."""
+        _, height, width, channels = self.train_images.shape
+        return height, width, channels
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+
+def load_dataset(name: str, pad_to: int | None = None) -> Dataset:
+    """Load one of the data sets that come with the package.
+
+    - `"fashion"`: a subset of Fashion-MNIST, 28x28x1, 2000 train and 500 test, balanced.
+    - `"digits"`: handwritten digits, 8x8x1, 1437 train and 360 test, stratified, values 0..16.
+    - `"shapes32"`: synthetic colored shapes and patterns, 32x32x3, 2000 train and 500 test,
+      balanced, computed on first use (about half a second) and kept.
+
+    Args:
+        name: One of `DATASETS`.
+        pad_to: When given, zero-pad the images to this height and width, the same on each side
+            (an odd pixel goes to the bottom and right). Mean and std stay those of the images
+            without padding.
+
+    Returns:
+        The data set; its arrays are read-only.
+
+    Raises:
+        ValueError: The name is unknown, the images are larger than `pad_to`, or an embedded file
+            is missing or damaged.
+    """
+    names: tuple[str, ...]
+    if name == "fashion":
+        arrays = _read_embedded("fashion_2000_500.npz")
+        names, max_value = _FASHION_NAMES, 255.0
+        source = "Fashion-MNIST, (c) 2017 Zalando SE, MIT license; a subset of 2000 and 500 images"
+    elif name == "digits":
+        arrays = _read_embedded("digits.npz")
+        names, max_value = tuple(str(digit) for digit in range(10)), 16.0
+        source = "UCI Optical Recognition of Handwritten Digits, test half, by way of scikit-learn"
+    elif name == "shapes32":
+        arrays = make_shapes()
+        names, max_value = SHAPE_NAMES, 255.0
+        source = "synthetic: colored shapes and patterns drawn by this package, not photographs"
+    else:
+        raise ValueError(f"unknown data set {name!r}; available: {', '.join(DATASETS)}")
+
+    train_images, train_labels, test_images, test_labels = arrays
+    mean, std = _channel_statistics(train_images, max_value)
+    if pad_to is not None:
+        train_images, test_images = _pad(train_images, pad_to), _pad(test_images, pad_to)
+    for array in (train_images, train_labels, test_images, test_labels):
+        array.flags.writeable = False
+    return Dataset(
+        name=name,
+        train_images=train_images,
+        train_labels=train_labels,
+        test_images=test_images,
+        test_labels=test_labels,
+        class_names=names,
+        max_value=max_value,
+        mean=mean,
+        std=std,
+        source=source,
+    )
+
+
+def _read_embedded(
+    file_name: str,
+) -> tuple[
+    npt.NDArray[np.uint8], npt.NDArray[np.int64], npt.NDArray[np.uint8], npt.NDArray[np.int64]
+]:
+    try:
+        # Opened here, because NumPy leaves a damaged archive that it opened itself open.
+        with (_FOLDER / file_name).open("rb") as raw, np.load(raw, allow_pickle=False) as file:
+            x_train, y_train, x_test, y_test = (file[key] for key in _KEYS)
+    except FileNotFoundError:
+        raise ValueError(f"the embedded file {file_name} is missing; reinstall minicst") from None
+    # A bare .npy array has no context manager, hence TypeError and AttributeError.
+    except (
+        OSError,
+        EOFError,
+        KeyError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        NotImplementedError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
+        raise ValueError(f"the embedded file {file_name} is damaged; reinstall minicst") from error
+    for images, labels in ((x_train, y_train), (x_test, y_test)):
+        if images.dtype != np.uint8 or images.ndim != 3 or labels.shape != images.shape[:1]:
+            raise ValueError(f"the embedded file {file_name} is damaged; reinstall minicst")
+    return (
+        x_train[..., None],
+        y_train.astype(np.int64),
+        x_test[..., None],
+        y_test.astype(np.int64),
+    )
+
+
+def _channel_statistics(
+    images: npt.NDArray[np.uint8], max_value: float
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    # Counting the values first makes the sums exact and needs no floating-point copy.
+    values = np.arange(256) / max_value
+    mean, std = [], []
+    for channel in range(images.shape[3]):
+        counts = np.bincount(images[..., channel].ravel(), minlength=256)
+        center = float(counts @ values) / counts.sum()
+        mean.append(float(center))
+        std.append(float(np.sqrt(counts @ (values - center) ** 2 / counts.sum())))
+    return tuple(mean), tuple(std)
+
+
+def _pad(images: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
+    height, width = images.shape[1:3]
+    if max(height, width) > size:
+        raise ValueError(f"images of {height}x{width} are larger than pad_to {size}")
+    sides = [((size - length) // 2, (size - length + 1) // 2) for length in (height, width)]
+    return np.pad(images, ((0, 0), *sides, (0, 0)))

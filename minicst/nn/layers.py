@@ -1,0 +1,132 @@
+"""Layers with parameters: convolution, linear, batch norm."""
+
+from __future__ import annotations
+
+import numpy as np
+
+import minicst.functional as F
+from minicst.autograd import Parameter, Tensor
+from minicst.nn.module import Module
+
+
+def he_normal(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    """Weights N(0, 2 / fan_in), fan_in = product of all axes but the first; float32.
+
+    Source: He et al., "Delving Deep into Rectifiers" (2015), Eq. (10).
+    """
+    fan_in = int(np.prod(shape[1:]))
+    return (rng.standard_normal(shape) * (2.0 / max(fan_in, 1)) ** 0.5).astype(np.float32)
+
+
+class Conv2d(Module):
+    """Convolution, channels last; weight (c_out, kernel, kernel, c_in / groups).
+
+    Args:
+        c_in: input channels.
+        c_out: output channels (filters).
+        kernel: side of the square window.
+        stride: step between windows.
+        padding: zeros on each side.
+        bias: whether a number per filter is added.
+        groups: groups of channels that don't see each other.
+        rng: draws the weights (He normal); None leaves them zero, to be loaded.
+    """
+
+    def __init__(
+        self,
+        c_in: int,
+        c_out: int,
+        kernel: int,
+        stride: int = 1,
+        padding: int = 0,
+        bias: bool = True,
+        groups: int = 1,
+        rng: np.random.Generator | None = None,
+    ) -> None:
+        shape = (c_out, kernel, kernel, c_in // groups)
+        self.weight = Parameter(he_normal(shape, rng) if rng else np.zeros(shape, np.float32))
+        self.bias = Parameter(np.zeros(c_out, np.float32)) if bias else None
+        self.c_in, self.c_out, self.kernel = c_in, c_out, kernel
+        self.stride, self.padding, self.groups = stride, padding, groups
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Convolve x (n, h, w, c_in) into (n, oh, ow, c_out)."""
+        return F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.groups)
+
+
+class Linear(Module):
+    """Return x W^T + b; weight (c_out, c_in).
+
+    Args:
+        c_in: input features.
+        c_out: output features (neurons).
+        bias: whether a number per neuron is added.
+        rng: draws the weights (He normal); None leaves them zero, to be loaded.
+    """
+
+    def __init__(
+        self, c_in: int, c_out: int, bias: bool = True, rng: np.random.Generator | None = None
+    ) -> None:
+        shape = (c_out, c_in)
+        self.weight = Parameter(he_normal(shape, rng) if rng else np.zeros(shape, np.float32))
+        self.bias = Parameter(np.zeros(c_out, np.float32)) if bias else None
+        self.c_in, self.c_out = c_in, c_out
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Map x (n, c_in) to (n, c_out)."""
+        return F.linear(x, self.weight, self.bias)
+
+
+class BatchNorm(Module):
+    """Batch norm over all axes but the last.
+
+    The running variance takes the unbiased batch variance, as PyTorch's does.
+
+    Args:
+        channels: size of the last axis.
+        momentum: weight of the newest batch in the running statistics.
+        eps: added to the variance.
+    """
+
+    buffers = ("running_mean", "running_var")
+
+    def __init__(self, channels: int, momentum: float = 0.1, eps: float = 1e-5) -> None:
+        self.gamma = Parameter(np.ones(channels, np.float32))
+        self.beta = Parameter(np.zeros(channels, np.float32))
+        self.running_mean = np.zeros(channels, np.float32)
+        self.running_var = np.ones(channels, np.float32)
+        self.momentum, self.eps = momentum, eps
+
+    def __call__(
+        self,
+        x: Tensor,
+        training: bool,
+        track: bool = True,
+        relu: bool = False,
+        live: np.ndarray | None = None,
+    ) -> Tensor:
+        """Normalize x (..., channels).
+
+        Args:
+            x: input.
+            training: batch statistics; else running ones.
+            track: in training, whether the running statistics move.
+            relu: clip at 0 in the same pass.
+            live: (channels,) 0/1 of x's dtype: an absent channel gives 0, and its statistics stay.
+        """
+        gamma, beta = self.gamma, self.beta
+        if live is not None:
+            gamma, beta = gamma * live, beta * live  # type: ignore[assignment]
+        tracked = track or not training
+        return F.batch_norm(
+            x,
+            gamma,
+            beta,
+            self.running_mean if tracked else None,
+            self.running_var if tracked else None,
+            training=training,
+            momentum=self.momentum,
+            eps=self.eps,
+            relu=relu,
+            live=live,
+        )

@@ -1,0 +1,87 @@
+"""Modules hold parameters (learned) and buffers (running statistics), found by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from minicst.autograd import Parameter
+
+
+class Module:
+    """A tree of parameters, buffers and other modules, in the order in which they were assigned.
+
+    `buffers` names the attributes that are state but not learned, as arrays.
+    """
+
+    buffers: tuple[str, ...] = ()
+
+    def children(self) -> Iterator[tuple[str, Module]]:
+        """Yield (name, module) of the modules directly below."""
+        for name, value in vars(self).items():
+            if isinstance(value, Module):
+                yield name, value
+
+    def named_parameters(self, prefix: str = "") -> Iterator[tuple[str, Parameter]]:
+        """Yield (dotted name, parameter) of the whole tree."""
+        for name, value in vars(self).items():
+            if isinstance(value, Parameter):
+                yield prefix + name, value
+        for name, module in self.children():
+            yield from module.named_parameters(f"{prefix}{name}.")
+
+    def named_buffers(self, prefix: str = "") -> Iterator[tuple[str, np.ndarray]]:
+        """Yield (dotted name, array) of the whole tree; the arrays are the state, not copies."""
+        for name in self.buffers:
+            yield prefix + name, getattr(self, name)
+        for name, module in self.children():
+            yield from module.named_buffers(f"{prefix}{name}.")
+
+    def parameters(self) -> list[Parameter]:
+        """All parameters of the tree."""
+        return [parameter for _, parameter in self.named_parameters()]
+
+    def zero_grad(self) -> None:
+        """Forget the gradient of every parameter."""
+        for parameter in self.parameters():
+            parameter.grad = None
+
+    def state(self) -> dict[str, np.ndarray]:
+        """{dotted name: array} of parameters and buffers; the arrays are the state, not copies."""
+        state = {name: parameter.data for name, parameter in self.named_parameters()}
+        state.update(self.named_buffers())
+        return state
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Copy arrays of the same names and shapes into parameters and buffers.
+
+        Raises:
+            ValueError: if a name is missing or unknown, or a shape differs; names both.
+        """
+        own = self.state()
+        if missing := sorted(own.keys() - state.keys()):
+            raise ValueError(f"state lacks {missing[0]} (and {len(missing) - 1} more)")
+        if unknown := sorted(state.keys() - own.keys()):
+            raise ValueError(f"state has {unknown[0]}, which this network doesn't have")
+        for name, array in own.items():
+            if np.shape(state[name]) != array.shape:
+                raise ValueError(
+                    f"{name} has shape {array.shape} here and {np.shape(state[name])} in the state"
+                )
+            array[...] = array.dtype.type(0) + state[name]
+
+    def astype(self, dtype: Any) -> Module:
+        """Convert parameters and buffers in place (float64 for gradient checks); return self."""
+        for _, parameter in self.named_parameters():
+            parameter.data = parameter.data.astype(dtype)
+            parameter.grad = None
+        self._convert_buffers(dtype)
+        return self
+
+    def _convert_buffers(self, dtype: Any) -> None:
+        for name in self.buffers:
+            setattr(self, name, getattr(self, name).astype(dtype))
+        for _, module in self.children():
+            module._convert_buffers(dtype)

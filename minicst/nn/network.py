@@ -1,0 +1,223 @@
+"""A network: nodes in the order in which data walks through them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from minicst.autograd import Tensor
+from minicst.nn.module import Module
+from minicst.nn.nodes import Context, Live, Node, Shape, Unit, build_node
+
+INPUT = "input"
+
+
+class Network(Module):
+    """Nodes and their wiring. The last node added is the output.
+
+    A cut network is an ordinary Network: it can be printed, counted, trained and saved.
+
+    Args:
+        name: of the architecture.
+        in_channels: channels of the images.
+
+    Attributes:
+        nodes: {name: node} in topological order.
+        inputs: {name: names of the nodes it reads}; "input" is the batch of images.
+    """
+
+    def __init__(self, name: str, in_channels: int) -> None:
+        self.name = name
+        self.in_channels = in_channels
+        self.nodes: dict[str, Node] = {}
+        self.inputs: dict[str, tuple[str, ...]] = {}
+        self._channels: dict[str, int] = {INPUT: in_channels}
+        self._groups: dict[str, slice] | None = None
+
+    def add(self, name: str, node: Node, *inputs: str) -> str:
+        """Append a node that reads `inputs`; return its name.
+
+        Raises:
+            ValueError: if the name is taken, an input unknown, or channels don't fit.
+        """
+        if name in self._channels:
+            raise ValueError(f"network {self.name} already has a node '{name}'")
+        for read in inputs:
+            if read not in self._channels:
+                raise ValueError(f"node '{name}' reads '{read}', which isn't there (yet)")
+        try:
+            self._channels[name] = node.check([self._channels[read] for read in inputs])
+        except ValueError as error:
+            counts = ", ".join(f"{read} ({self._channels[read]} channels)" for read in inputs)
+            raise ValueError(f"node '{name}' after {counts}: {error}") from None
+        self.nodes[name] = node
+        self.inputs[name] = inputs
+        self._groups = None
+        return name
+
+    def children(self) -> Iterator[tuple[str, Module]]:
+        """Yield the nodes."""
+        yield from self.nodes.items()
+
+    @property
+    def output(self) -> str:
+        """Name of the last node."""
+        return next(reversed(self.nodes))
+
+    @property
+    def num_classes(self) -> int:
+        """Channels of the output."""
+        return self._channels[self.output]
+
+    def channels(self, name: str) -> int:
+        """Channels of a node's output."""
+        return self._channels[name]
+
+    @property
+    def groups(self) -> dict[str, slice]:
+        """{group: its place in the flat mask}, in the order in which data meets the groups."""
+        if self._groups is None:
+            self._groups = {}
+            start = 0
+            for name, node in self.nodes.items():
+                if node.group is None:
+                    continue
+                size = self._channels[name]
+                known = self._groups.get(node.group)
+                if known is None:
+                    self._groups[node.group] = slice(start, start + size)
+                    start += size
+                elif known.stop - known.start != size:
+                    raise ValueError(
+                        f"node '{name}' has {size} channels, its group '{node.group}' has "
+                        f"{known.stop - known.start}: nodes of one group share one mask"
+                    )
+        return self._groups
+
+    @property
+    def n_maskable(self) -> int:
+        """Number of maskable channels: the length of mask and keep_prob."""
+        return max((place.stop for place in self.groups.values()), default=0)
+
+    def __call__(
+        self,
+        x: Any,
+        training: bool = False,
+        track: bool = True,
+        live: dict[str, Live] | None = None,
+        step: int = 0,
+        mask_position: str = "after-norm",
+    ) -> Tensor:
+        """Return the logits.
+
+        Args:
+            x: (n, h, w, in_channels), Tensor or array of the parameters' dtype.
+            training: batch norm uses batch statistics, and moves the running ones if `track`.
+            track: see there.
+            live: live channels of every node, for the masked form.
+            step: of training; keys planted noise.
+            mask_position: for the masked form, see Context.
+
+        Returns:
+            (n, num_classes).
+        """
+        x = x if isinstance(x, Tensor) else Tensor(x)
+        if x.ndim != 4 or x.shape[-1] != self.in_channels:
+            raise ValueError(
+                f"network {self.name} takes images (n, h, w, {self.in_channels}), got {x.shape}"
+            )
+        context = Context(training, track, live, step, mask_position)
+        meter = x.backend.meter
+        values = {INPUT: x}
+        last_read = {read: name for name, reads in self.inputs.items() for read in reads}
+        for name, node in self.nodes.items():
+            meter.layer = name
+            values[name] = node.forward(name, [values[r] for r in self.inputs[name]], context)
+            for read in self.inputs[name]:
+                if last_read[read] == name:  # only the tape, if any, still holds it
+                    values.pop(read, None)
+        meter.layer = ""
+        return values[self.output]
+
+    def shapes(self, input_shape: Shape) -> dict[str, Shape]:
+        """{node: shape of its output for one image}; input_shape is (h, w, c).
+
+        Raises:
+            ValueError: if the images don't fit; names the node.
+        """
+        if len(input_shape) != 3 or input_shape[2] != self.in_channels:
+            raise ValueError(
+                f"network {self.name} takes images (h, w, {self.in_channels}), "
+                f"got {tuple(input_shape)}"
+            )
+        shapes: dict[str, Shape] = {INPUT: tuple(input_shape)}
+        for name, node in self.nodes.items():
+            try:
+                shapes[name] = node.out_shape([shapes[read] for read in self.inputs[name]])
+                wired = self._channels[name]
+                if shapes[name][-1] != wired:
+                    raise ValueError(f"gives {shapes[name][-1]} features where {wired} are wired")
+            except ValueError as error:
+                size = "x".join(map(str, input_shape))
+                raise ValueError(
+                    f"network {self.name} with {size} images: node '{name}' {error}"
+                ) from None
+        return shapes
+
+    def units(self) -> dict[str, Unit]:
+        """{name: unit} of the nodes that multiply."""
+        return {name: node for name, node in self.nodes.items() if isinstance(node, Unit)}
+
+    def spec(self) -> dict[str, Any]:
+        """Everything but the arrays, as plain data: `from_spec` rebuilds the network."""
+        return {
+            "name": self.name,
+            "in_channels": self.in_channels,
+            "nodes": [
+                {
+                    "name": name,
+                    "kind": node.kind,
+                    "inputs": list(self.inputs[name]),
+                    "config": node.config(),
+                }
+                for name, node in self.nodes.items()
+            ],
+        }
+
+    @classmethod
+    def from_spec(cls, spec: dict[str, Any]) -> Network:
+        """Rebuild a network from spec(), its arrays zero."""
+        network = cls(spec["name"], spec["in_channels"])
+        for node in spec["nodes"]:
+            network.add(node["name"], build_node(node["kind"], node["config"]), *node["inputs"])
+        return network
+
+    def n_parameters(self) -> int:
+        """Number of learned numbers."""
+        return sum(parameter.size for parameter in self.parameters())
+
+    def __repr__(self) -> str:
+        lines = [f"Network {self.name}: {self.n_parameters():,} parameters"]
+        for name, node in self.nodes.items():
+            group = f", group {node.group}" if node.group else ""
+            reads = ", ".join(self.inputs[name])
+            lines.append(f"  {name}: {node.kind}, {self._channels[name]} channels{group} <- {reads}")
+        return "\n".join(lines)
+
+
+def clone(network: Network) -> Network:
+    """Return an independent copy: same wiring, same values, same planted noise."""
+    copy = Network.from_spec(network.spec())
+    for (_, old), (_, new) in zip(
+        network.named_parameters(), copy.named_parameters(), strict=True
+    ):
+        new.data = old.data.copy()
+    for (name, node), (_, twin) in zip(network.nodes.items(), copy.nodes.items(), strict=True):
+        if isinstance(node, Unit) and isinstance(twin, Unit):
+            twin.noise = node.noise
+            if node.norm is not None and twin.norm is not None:
+                twin.norm.running_mean = np.array(node.norm.running_mean)
+                twin.norm.running_var = np.array(node.norm.running_var)
+    return copy

@@ -1,0 +1,266 @@
+"""Closed-form counts: parameters, multiply-adds, activations; dense, masked and expected.
+
+One multiply-add is 1 MAC; FLOPs = 2 x MACs. Convolutions and linear layers count, padding included.
+`MacCount.executed` equals the meter to the integer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from minicst.backend import PASSES
+from minicst.nn import INPUT, Add, Network, Pool, Shortcut, Unit
+from minicst.nn.nodes import Live, Shape
+from minicst.sparse.liveness import propagate
+
+FLOAT_BYTES = 4  # float32
+
+
+@dataclass(frozen=True)
+class LayerCount:
+    """Counts of one unit (convolution or linear) for one image.
+
+    Attributes:
+        name: of the node.
+        kind: "conv 3x3", "conv 3x3 / 2" (stride), "linear", ...
+        c_in: live input channels.
+        c_out: live output channels.
+        out_shape: (h, w) of the output; () if linear.
+        params: live parameters of the unit, batch norm included.
+        macs: multiply-adds of the forward pass.
+        input_gradient: whether the backward pass goes on to its input.
+    """
+
+    name: str
+    kind: str
+    c_in: int
+    c_out: int
+    out_shape: Shape
+    params: int
+    macs: int
+    input_gradient: bool
+
+
+@dataclass(frozen=True)
+class MacCount:
+    """Counts of a network for one image.
+
+    Attributes:
+        layers: one entry a unit, also of units without live channels.
+        params: live parameters.
+        macs: multiply-adds of the forward pass.
+        activation_bytes: float32 activations that a training step holds at the end of its forward
+            pass, for backward; per image.
+    """
+
+    layers: tuple[LayerCount, ...]
+    params: int
+    macs: int
+    activation_bytes: int
+
+    def executed(self, images: int, backward: bool) -> dict[str, dict[str, int]]:
+        """{layer: {pass: MACs}} of one forward pass over `images`, and its backward pass.
+
+        The weight gradient costs as much as the forward pass, the input gradient too, but for the
+        layers that read the images.
+        """
+        table = {}
+        for layer in self.layers:
+            if layer.macs:
+                n = layer.macs * images
+                counts = (n, n * backward, n * (backward and layer.input_gradient))
+                table[layer.name] = dict(zip(PASSES, counts, strict=True))
+        return table
+
+
+def count_macs(
+    network: Network, input_shape: Shape, mask: np.ndarray | None = None
+) -> MacCount:
+    """Count parameters, multiply-adds and activations by formula, for one image.
+
+    macs(unit) = oh ow kh kw (live inputs) (live filters)
+
+    Paper: Remark 1, the cost falls to about rho^2 [remark1]
+
+    Args:
+        network: any network, cut ones included.
+        input_shape: (h, w, c) of an image.
+        mask: (n_maskable,) 0/1, or None: dense.
+
+    Raises:
+        ValueError: if the images or the mask don't fit.
+    """
+    shapes = network.shapes(input_shape)
+    live = propagate(network, mask)
+    n_live = {name: int(channels.sum()) for name, channels in live.items()}
+    on_tape = _on_tape(network)
+    layers = []
+    for name, unit in network.units().items():
+        source = network.inputs[name][0]
+        n_in, n_out = n_live[source], n_live[name]
+        layers.append(
+            LayerCount(
+                name=name,
+                kind=_kind(unit),
+                c_in=n_in,
+                c_out=n_out,
+                out_shape=shapes[name][:-1],
+                params=_params(unit, n_in, n_out),
+                macs=round(unit.macs(shapes[source], n_in, n_out)),
+                input_gradient=on_tape[source],
+            )
+        )
+    return MacCount(
+        layers=tuple(layers),
+        params=sum(layer.params for layer in layers),
+        macs=sum(layer.macs for layer in layers),
+        activation_bytes=_activation_bytes(network, shapes, live, on_tape),
+    )
+
+
+def expected_macs(network: Network, input_shape: Shape, keep_prob: np.ndarray) -> float:
+    """Expected multiply-adds of one image's forward pass under independent masks.
+
+    E[live inputs x live filters] of a unit is a product of two expectations, as no unit reads and
+    writes one group (a depthwise unit: one expectation). A stream's channel is live with
+    probability 1 - prod over its writers (1 - s), writers of one group counted once.
+
+    Empty groups (their repair, and what they silence) are neglected: with 16 channels at keep
+    rate .125 an inner group is empty in 12 % of the draws, and the true value is that much smaller.
+
+    Args:
+        network: the full network.
+        input_shape: (h, w, c) of an image.
+        keep_prob: (n_maskable,) in [0, 1].
+    """
+    shapes = network.shapes(input_shape)
+    live: dict[str, np.ndarray] = {}
+    total = 0.0
+    # Probability that a channel is absent, by the groups that write it: {group: 1 - s}.
+    absent: dict[str, dict[str, np.ndarray]] = {INPUT: {}}
+    live[INPUT] = np.ones(network.in_channels)
+    for name, node in network.nodes.items():
+        reads = network.inputs[name]
+        channels = network.channels(name)
+        if isinstance(node, Unit):
+            s = np.ones(channels) if node.group is None else keep_prob[network.groups[node.group]]
+            absent[name] = {} if node.group is None else {node.group: 1.0 - s}
+            live[name] = live[reads[0]] if node.is_depthwise else s
+            expected = live[name].sum()
+            total += node.macs(shapes[reads[0]], live[reads[0]].sum(), expected)
+            continue
+        if isinstance(node, Add):
+            writers: dict[str, np.ndarray] = {}
+            for read in reads:
+                for group, gone in absent[read].items():
+                    known = writers.get(group)
+                    # One group's mask decides for all that it writes; a padded stream may reach
+                    # fewer channels than its group's other writers do.
+                    writers[group] = gone if known is None else np.minimum(known, gone)
+            absent[name] = writers
+        elif isinstance(node, Shortcut):
+            absent[name] = {}
+            for group, gone in absent[reads[0]].items():
+                placed = np.ones(channels)
+                placed[node.place] = gone[node.take]
+                absent[name][group] = placed
+            if node.group is not None:
+                # Tied: live only where the new stage's mask is 1 too, so never more than it.
+                s = keep_prob[network.groups[node.group]]
+                through = 1.0 - np.prod(list(absent[name].values()), axis=0)
+                absent[name] = {node.group: 1.0 - s * through}
+        else:
+            absent[name] = absent[reads[0]]
+        live[name] = 1.0 - np.prod(list(absent[name].values()) or [np.zeros(channels)], axis=0)
+        if channels != live[name].size:
+            live[name] = np.resize(live[name], channels)  # flattened pixels
+    return float(total)
+
+
+def train_cost_saving(ratio: float, forwards: float = 2.0, backwards: float = 1.0) -> float:
+    """Training-cost saving by the paper's formula, which counts backward as twice forward.
+
+    (fD + 2 fD) / (forwards fS + 2 backwards fS); with 2 and 1 it is 3 / (4 fS / fD)
+
+    Paper: App. C.1 [cost-ours]
+    Differs: the released code runs two backward passes, 3 / (6 fS / fD).
+
+    Args:
+        ratio: fS / fD, mean over both forward passes and all steps; > 0.
+        forwards: sparse forward passes a step.
+        backwards: sparse backward passes a step.
+    """
+    return 3.0 / ((forwards + 2.0 * backwards) * ratio)
+
+
+def grow_efficient_saving(ratio: float) -> float:
+    """Saving of GrowEfficient: sparse forward, dense backward: 3 / (2 + fS / fD) < 3 / 2.
+
+    Paper: App. C.1 [cost-grow]
+    """
+    return 3.0 / (2.0 + ratio)
+
+
+def _kind(unit: Unit) -> str:
+    t = unit.transform
+    if not unit.is_conv:
+        return "linear"
+    name = "depthwise" if unit.is_depthwise else "conv"
+    stride = f" / {t.stride}" if t.stride > 1 else ""  # type: ignore[union-attr]
+    return f"{name} {t.kernel}x{t.kernel}{stride}"  # type: ignore[union-attr]
+
+
+def _params(unit: Unit, n_in: int, n_out: int) -> int:
+    taps = unit.transform.weight.size // (unit.transform.c_in * unit.transform.c_out)
+    if unit.is_depthwise:
+        n_in, taps = 1, unit.transform.weight.size // unit.transform.c_out
+    vectors = 2 * (unit.norm is not None) + (unit.transform.bias is not None)
+    return n_out * (taps * n_in + vectors) if n_in else 0
+
+
+def _on_tape(network: Network) -> dict[str, bool]:
+    """Whether a node's output depends on parameters, so that backward reaches it."""
+    on_tape = {INPUT: False}
+    for name, node in network.nodes.items():
+        reads = network.inputs[name]
+        on_tape[name] = isinstance(node, Unit) or any(on_tape[read] for read in reads)
+    return on_tape
+
+
+def _activation_bytes(
+    network: Network, shapes: dict[str, Shape], live: dict[str, Live], on_tape: dict[str, bool]
+) -> int:
+    """Sum over what the tape saves: inputs of products, of batch norm, results of ReLU, pool taps.
+
+    A unit's input, batch norm's input (the convolution's output) and ReLU's output are kept, each
+    array once; max pooling keeps one byte a window.
+    """
+
+    def numbers(name: str) -> int:
+        return int(np.prod(shapes[name][:-1], dtype=int)) * int(live[name].sum())
+
+    kept: set[str] = set()
+    total = 0
+    for name, node in network.nodes.items():
+        if not live[name].any():
+            continue
+        if isinstance(node, Unit):
+            source = network.inputs[name][0]
+            if on_tape[source]:
+                kept.add(_storage(network, source))
+            if node.norm is not None:
+                total += FLOAT_BYTES * numbers(name)
+        if isinstance(node, (Unit, Add)) and node.relu:
+            kept.add(name)
+        if isinstance(node, Pool) and node.how == "max" and on_tape[network.inputs[name][0]]:
+            total += numbers(name)
+    return total + FLOAT_BYTES * sum(numbers(name) for name in kept)
+
+
+def _storage(network: Network, name: str) -> str:
+    """The node whose output array `name` is a view of."""
+    while network.nodes[name].kind == "flatten":
+        name = network.inputs[name][0]
+    return name

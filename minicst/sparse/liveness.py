@@ -1,0 +1,151 @@
+"""Which channels of a network are live under a mask, and the repair of a mask that kills it.
+
+No live input means no live output; no live reader means not live. Both are decided before a single
+number is computed.
+"""
+
+from __future__ import annotations
+
+from itertools import repeat
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from minicst.nn import INPUT, Add, Network
+from minicst.nn.nodes import Live
+
+
+def propagate(network: Network, mask: np.ndarray | None) -> dict[str, Live]:
+    """Return the live output channels of every node.
+
+    Forward: a filter is live if its mask is 1 and something live comes in; a stream's channel is
+    live where any of its writers is. Backward: what no live node reads is not live.
+
+    Paper: Sec. 4.2.1, neither the gradient nor the error passes a pruned channel [sec421-w]
+
+    Args:
+        network: any network.
+        mask: (n_maskable,) 0/1, or None: all ones.
+
+    Returns:
+        {node: bool (channels,)}, with "input".
+
+    Raises:
+        ValueError: if the mask has another length or other values.
+    """
+    live = _forward(network, as_mask(network, mask))
+    needed = {name: np.zeros(channels.size, bool) for name, channels in live.items()}
+    needed[network.output][:] = True
+    for name in reversed(network.nodes):
+        live[name] = live[name] & needed[name]
+        reads = network.nodes[name].readers(live[name])
+        wanted = reads if len(reads) > 1 else repeat(reads[0])
+        for source, channels in zip(network.inputs[name], wanted, strict=False):
+            needed[source][: channels.size] |= channels
+    return live
+
+
+def as_mask(network: Network, mask: np.ndarray | None) -> np.ndarray:
+    """Return the mask as bool (n_maskable,), all ones for None.
+
+    Raises:
+        ValueError: if it has another length or values other than 0 and 1.
+    """
+    n = network.n_maskable
+    if mask is None:
+        return np.ones(n, bool)
+    mask = np.asarray(mask)
+    if mask.shape != (n,):
+        raise ValueError(
+            f"mask of shape {mask.shape}: network {network.name} has {n} maskable channels, "
+            f"so the mask must have shape ({n},)"
+        )
+    if mask.dtype != bool and not np.isin(mask, (0, 1)).all():
+        raise ValueError("a mask holds only 0 and 1: draw it with sample_mask(keep_prob, rng)")
+    return mask.astype(bool)
+
+
+def repair(
+    network: Network, mask: np.ndarray, keep_prob: np.ndarray
+) -> tuple[np.ndarray, int]:
+    """Return a mask under which data reaches the output, and the number of channels switched on.
+
+    Where the mask leaves a node empty without which nothing reaches the output, the most probable
+    channel is kept. In a residual branch empty is allowed: the branch then adds nothing. At an add
+    with nothing live the shortcut is revived.
+
+    The score function takes the *drawn* mask: then the estimators stay unbiased, for the expected
+    loss of the repaired network. Differs: paper and released code don't treat this case.
+
+    Args:
+        network: any network.
+        mask: (n_maskable,) bool, as drawn.
+        keep_prob: (n_maskable,), decides which channel of an empty group is kept.
+
+    Returns:
+        The mask to use (the same array if nothing was empty), and how many channels were added.
+    """
+    used = as_mask(network, mask)
+    repaired = 0
+    while True:
+        live = _forward(network, used)
+        dead = next((name for name in spine(network) if not live[name].any()), None)
+        if dead is None:
+            return used, repaired
+        used = used.copy()
+        repaired += _revive(network, dead, used, keep_prob)
+
+
+def spine(network: Network) -> tuple[str, ...]:
+    """Names of the nodes that every path from the images to the output passes, in order."""
+    known = _spines.get(network)
+    if known is None:
+        known = _spines[network] = tuple(
+            name for name in network.nodes if _output_dies(network, name)
+        )
+    return known
+
+
+_spines: WeakKeyDictionary[Network, tuple[str, ...]] = WeakKeyDictionary()
+
+
+def minimum_live(network: Network) -> int:
+    """Number of groups that may not be empty: fewer channels than this carry nothing."""
+    groups = {network.nodes[name].group for name in spine(network)}
+    return len(groups - {None})
+
+
+def _output_dies(network: Network, without: str) -> bool:
+    reached = {INPUT}
+    for name, reads in network.inputs.items():
+        if name != without and reached.intersection(reads):
+            reached.add(name)
+    return network.output not in reached
+
+
+def _forward(network: Network, mask: np.ndarray) -> dict[str, Live]:
+    live: dict[str, Live] = {INPUT: np.ones(network.in_channels, bool)}
+    for name, node in network.nodes.items():
+        own = None if node.group is None else mask[network.groups[node.group]]
+        live[name] = node.alive([live[read] for read in network.inputs[name]], own)
+    return live
+
+
+def _revive(network: Network, name: str, mask: np.ndarray, keep_prob: np.ndarray) -> int:
+    """Switch on the channels that make node `name` live; return how many."""
+    node = network.nodes[name]
+    reads = network.inputs[name]
+    if isinstance(node, Add):
+        return _revive(network, reads[-1], mask, keep_prob)  # the shortcut is the last input
+    added = 0
+    if reads[0] != INPUT and not _forward(network, mask)[reads[0]].any():
+        added = _revive(network, reads[0], mask, keep_prob)
+    if node.group is not None:
+        live_inputs = [_forward(network, mask)[read] for read in reads]
+        possible = node.alive(live_inputs, None)
+        place = network.groups[node.group]
+        if possible.any() and not (possible & mask[place]).any():
+            best = int(np.argmax(np.where(possible, keep_prob[place], -1.0)))
+            mask[place.start + best] = True
+            added += 1
+    return added

@@ -1,0 +1,134 @@
+"""Cut and paste: the only place where a channel index touches weights or their state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from minicst.autograd import Tensor
+from minicst.nn import Network
+from minicst.optim import Optimizer
+from minicst.sparse.liveness import as_mask, propagate
+
+
+@dataclass
+class Subnetwork:
+    """A physically small network, and the way back into the full one.
+
+    Attributes:
+        network: an ordinary network of the live channels only.
+        optimizer: the full network's optimizer on the small arrays, state included; or None.
+        keep_index: {node: numbers of its live output channels in the full network}.
+        mask: (n_maskable,) bool, the mask it was cut by.
+    """
+
+    network: Network
+    optimizer: Optimizer | None
+    keep_index: dict[str, np.ndarray]
+    mask: np.ndarray
+    _full: Network
+    _full_optimizer: Optimizer | None
+    _blocks: dict[str, Any] = field(repr=False, default_factory=dict)
+
+    def __call__(self, x: Any, training: bool, track: bool = True, step: int = 0) -> Tensor:
+        """Run the small network."""
+        return self.network(x, training=training, track=track, step=step)
+
+    def paste(self) -> None:
+        """Write weights, batch-norm state and optimizer state back to their live entries.
+
+        Absent entries of the full network aren't touched: no decay, no momentum.
+        """
+        for full, small, block in self._pairs():
+            full.reshape(-1)[block] = small.reshape(-1)
+        if self.optimizer is not None and self._full_optimizer is not None:
+            self._full_optimizer.steps = self.optimizer.steps
+
+    def _fill(self) -> None:
+        for full, small, block in self._pairs():
+            # mode="wrap" spares numpy a buffered copy; the indices are in range by construction.
+            np.take(full.reshape(-1), block, out=small.reshape(-1), mode="wrap")
+
+    def _pairs(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Yield (full array, small array, flat index of its live entries) for all state."""
+        full_state, small_state = self._full.state(), self.network.state()
+        for name, small in small_state.items():
+            block = self._blocks[name]
+            yield full_state[name], small, block
+            if self.optimizer is not None and name in self.optimizer.state:
+                assert self._full_optimizer is not None
+                for key, array in self.optimizer.state[name].items():
+                    yield self._full_optimizer.state[name][key], array, block
+
+
+def cut(network: Network, mask: Any, optimizer: Optimizer | None = None) -> Subnetwork:
+    """Return the physically small network of a mask.
+
+    Live channel indices walk through the network as data does. The small network computes what the
+    masked one does, to rounding: outputs, gradients, and updated weights, momentum and batch-norm
+    state at live entries.
+
+    Paper: Remark 1, Sec. 4.2.1: forward and backward pass no pruned channel [remark1]
+
+    Args:
+        network: the full network; it isn't changed before paste().
+        mask: (n_maskable,) 0/1.
+        optimizer: the full network's; its state is cut alike.
+
+    Returns:
+        Subnetwork(.network, .optimizer, .keep_index, .paste()).
+
+    Raises:
+        ValueError: if the mask doesn't fit the network, or lets nothing reach the output.
+    """
+    mask = as_mask(network, mask)
+    live = propagate(network, mask)
+    if not live[network.output].all():
+        raise ValueError(
+            f"this mask lets nothing reach the output of network {network.name}: a group that "
+            "every path passes is empty; repair(network, mask, keep_prob) keeps its most "
+            "probable channel"
+        )
+    keep = {name: np.flatnonzero(channels) for name, channels in live.items()}
+    small = Network(network.name, network.in_channels)
+    blocks: dict[str, np.ndarray] = {}
+    for name, node in network.nodes.items():
+        if keep[name].size == 0:
+            continue
+        reads = network.inputs[name]
+        keep_inputs = [keep[read] for read in reads]
+        narrow = node.narrow(keep_inputs, keep[name])
+        small.add(name, narrow, *(read for read in reads if keep[read].size))
+        full_state = node.state()
+        for key, (first, last) in node.axes().items():
+            shape = full_state[key].shape
+            rows = keep[name] if first == "out" else None
+            columns = keep_inputs[0] if last == "in" else None
+            blocks[f"{name}.{key}"] = _flat_index(shape, rows, columns)
+    dtype = network.parameters()[0].dtype
+    if dtype != np.float32:
+        small.astype(dtype)
+    small_optimizer = None
+    if optimizer is not None:
+        small_optimizer = optimizer.like(dict(small.named_parameters()))
+    sub = Subnetwork(small, small_optimizer, keep, mask, network, optimizer, blocks)
+    sub._fill()
+    return sub
+
+
+def _flat_index(
+    shape: tuple[int, ...], rows: np.ndarray | None, columns: np.ndarray | None
+) -> np.ndarray:
+    """Flat positions, in a C-contiguous array, of rows of the first and columns of the last axis."""
+    row_size = int(np.prod(shape[1:]))
+    index = (np.arange(shape[0]) if rows is None else rows) * row_size
+    if row_size == 1:
+        return index
+    if columns is None:
+        return (index[:, None] + np.arange(row_size)).reshape(-1)
+    taps = np.arange(0, row_size, shape[-1])  # kh * kw window positions
+    within = (taps[:, None] + columns).reshape(-1)
+    return (index[:, None] + within).reshape(-1)

@@ -1,0 +1,180 @@
+import dataclasses
+import re
+
+import numpy as np
+import pytest
+
+import minicst.data.datasets as module
+from minicst.data import DATASETS, Dataset, load_dataset
+
+EXPECTED = {
+    "fashion": ((28, 28, 1), 2000, 500, 255.0),
+    "digits": ((8, 8, 1), 1437, 360, 16.0),
+    "shapes32": ((32, 32, 3), 2000, 500, 255.0),
+}
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_shapes_dtypes_and_ranges(name):
+    shape, train, test, max_value = EXPECTED[name]
+    data = load_dataset(name)
+    assert (data.name, data.input_shape, data.num_classes) == (name, shape, 10)
+    assert data.train_images.shape == (train, *shape)
+    assert data.test_images.shape == (test, *shape)
+    assert data.train_images.dtype == data.test_images.dtype == np.uint8
+    assert data.train_labels.dtype == data.test_labels.dtype == np.int64
+    assert data.max_value == max_value
+    assert data.train_images.max() == max_value
+    assert set(data.train_labels) == set(data.test_labels) == set(range(10))
+    assert all(type(value) is float for value in data.mean + data.std)
+    assert data.source
+    assert "\n" not in data.source
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_statistics_are_those_of_the_training_images(name):
+    data = load_dataset(name)
+    scaled = data.train_images / data.max_value
+    np.testing.assert_allclose(data.mean, scaled.mean(axis=(0, 1, 2)), rtol=1e-10)
+    np.testing.assert_allclose(data.std, scaled.std(axis=(0, 1, 2)), rtol=1e-10)
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_training_and_test_images_are_distinct(name):
+    data = load_dataset(name)
+    train = {image.tobytes() for image in data.train_images}
+    assert not any(image.tobytes() in train for image in data.test_images)
+
+
+@pytest.mark.parametrize("name", ["fashion", "shapes32"])
+def test_classes_are_balanced(name):
+    data = load_dataset(name)
+    assert np.bincount(data.train_labels).tolist() == [200] * 10
+    assert np.bincount(data.test_labels).tolist() == [50] * 10
+
+
+def test_digits_are_stratified_and_complete():
+    data = load_dataset("digits")
+    share = np.bincount(data.test_labels) / (
+        np.bincount(data.train_labels) + np.bincount(data.test_labels)
+    )
+    np.testing.assert_allclose(share, 360 / 1797, atol=0.005)
+    with np.load(module._FOLDER / "digits.npz", allow_pickle=False) as file:
+        index = np.concatenate([file["train_index"], file["test_index"]])
+    assert np.array_equal(np.sort(index), np.arange(1797))
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_arrays_are_read_only(name):
+    data = load_dataset(name)
+    with pytest.raises(ValueError, match="read-only"):
+        data.train_images[0] = 0
+    with pytest.raises(ValueError, match="read-only"):
+        data.test_labels[0] = 0
+
+
+@pytest.mark.parametrize(("name", "side"), [("fashion", 2), ("digits", 12), ("shapes32", 0)])
+def test_pad_to_adds_a_symmetric_border_of_zeros(name, side):
+    plain, padded = load_dataset(name), load_dataset(name, pad_to=32)
+    assert padded.input_shape == (32, 32, plain.input_shape[2])
+    inner = slice(side, 32 - side)
+    for half in ("train_images", "test_images"):
+        before, after = getattr(plain, half), getattr(padded, half)
+        assert np.array_equal(after[:, inner, inner], before)
+        assert after.sum(dtype=np.int64) == before.sum(dtype=np.int64)
+    assert (padded.mean, padded.std) == (plain.mean, plain.std)
+
+
+def test_odd_padding_goes_to_the_bottom_and_right():
+    plain, padded = load_dataset("digits"), load_dataset("digits", pad_to=11)
+    assert np.array_equal(padded.test_images[:, 1:9, 1:9], plain.test_images)
+
+
+def test_pad_to_smaller_than_the_images_is_an_error():
+    with pytest.raises(ValueError, match="28x28 are larger than pad_to 16"):
+        load_dataset("fashion", pad_to=16)
+
+
+def test_unknown_name_is_one_line_with_the_names_there_are():
+    with pytest.raises(ValueError, match=r"'mnist'.*fashion, digits, shapes32") as caught:
+        load_dataset("mnist")
+    assert "\n" not in str(caught.value)
+
+
+def _write_valid(path, **changes):
+    arrays = {
+        "x_train": np.zeros((2, 8, 8), np.uint8),
+        "y_train": np.zeros(2, np.uint8),
+        "x_test": np.zeros((1, 8, 8), np.uint8),
+        "y_test": np.zeros(1, np.uint8),
+    }
+    arrays.update(changes)
+    np.savez_compressed(path, **{k: v for k, v in arrays.items() if v is not None})
+
+
+def _damage(path, kind):
+    if kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "text":
+        path.write_text("not an archive")
+    elif kind == "npy":
+        with path.open("wb") as file:
+            np.save(file, np.zeros(3))
+    elif kind == "key":
+        _write_valid(path, y_test=None)
+    elif kind == "dtype":
+        _write_valid(path, x_train=np.zeros((2, 8, 8)))
+    elif kind == "length":
+        _write_valid(path, y_train=np.zeros(3, np.uint8))
+    elif kind == "pickle":
+        _write_valid(path, x_train=np.array([{}, {}], dtype=object))
+    else:
+        data = bytearray((module.Path(module.__file__).parent / "digits.npz").read_bytes())
+        if kind == "cut":
+            data = data[: len(data) // 2]
+        elif kind == "flipped":
+            data[2000:2100] = bytes(100)
+        path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    "kind", ["empty", "text", "npy", "key", "dtype", "length", "pickle", "cut", "flipped"]
+)
+def test_damaged_file_is_one_clear_line(kind, tmp_path, monkeypatch):
+    _damage(tmp_path / "digits.npz", kind)
+    monkeypatch.setattr(module, "_FOLDER", tmp_path)
+    with pytest.raises(ValueError, match=re.escape("digits.npz is damaged")) as caught:
+        load_dataset("digits")
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_file_is_one_clear_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_FOLDER", tmp_path)
+    with pytest.raises(ValueError, match=r"fashion_2000_500\.npz is missing"):
+        load_dataset("fashion")
+
+
+@pytest.mark.parametrize("file_name", ["fashion_LICENSE.txt", "digits_SOURCE.txt"])
+def test_notices_lie_beside_the_data(file_name):
+    assert "opyright (c)" in (module._FOLDER / file_name).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("train_images", np.zeros((2, 4, 4, 1)), "train_images must be"),
+        ("test_images", np.zeros((2, 4, 4), np.uint8), "test_images must be"),
+        ("train_images", np.full((2, 4, 4, 1), 17, np.uint8), "above 16"),
+        ("test_images", np.zeros((2, 4, 5, 1), np.uint8), "differ in shape"),
+        ("train_labels", np.zeros(2, np.int32), "train_labels must be int64"),
+        ("train_labels", np.zeros(3, np.int64), "train_labels must be int64"),
+        ("test_labels", np.array([0, 2]), r"test_labels must lie in 0\.\.1"),
+        ("test_labels", np.array([0, -1]), r"test_labels must lie in 0\.\.1"),
+        ("mean", (0.0, 0.0), "one value a channel"),
+    ],
+)
+def test_dataset_checks_its_fields(field, value, message):
+    images, labels = np.zeros((2, 4, 4, 1), np.uint8), np.array([0, 1])
+    data = Dataset("x", images, labels, images, labels, ("a", "b"), 16.0, (0.0,), (1.0,), "test")
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(data, **{field: value})
