@@ -68,7 +68,12 @@ def im2col(x: Any, kh: int, kw: int, stride: int = 1, padding: int = 0) -> Any:
 
 
 def col2im(
-    col: Any, x_shape: tuple[int, int, int, int], kh: int, kw: int, stride: int = 1, padding: int = 0
+    col: Any,
+    x_shape: tuple[int, int, int, int],
+    kh: int,
+    kw: int,
+    stride: int = 1,
+    padding: int = 0,
 ) -> Any:
     """Rows added back to their windows: the transpose of im2col. See the backend."""
     return get_backend().col2im(np.asarray(col), x_shape, kh, kw, stride, padding)

@@ -92,7 +92,8 @@ class SGD(Optimizer):
     ) -> None:
         if not 0.0 <= momentum < 1.0 or not weight_decay >= 0.0:
             raise ValueError(
-                f"momentum {momentum} must be in [0, 1) and weight decay {weight_decay} not negative"
+                f"momentum {momentum} must be in [0, 1) and weight decay {weight_decay} "
+                "not negative"
             )
         if nesterov and momentum == 0.0:
             raise ValueError("nesterov needs momentum > 0")
@@ -110,7 +111,7 @@ class SGD(Optimizer):
         }
 
     def _update(self, parameter: Parameter, grad: Any, state: dict[str, Any]) -> None:
-        parameter.backend.sgd_update(  # type: ignore[attr-defined]
+        parameter.backend.sgd_update(
             parameter.data,
             grad,
             state.get("velocity"),
@@ -146,6 +147,8 @@ class Adam(Optimizer):
     ) -> None:
         if not all(0.0 <= beta < 1.0 for beta in betas):
             raise ValueError(f"betas {betas} must be in [0, 1)")
+        if not eps > 0.0 or not weight_decay >= 0.0:
+            raise ValueError(f"eps {eps} must be positive and weight decay {weight_decay} not negative")
         super().__init__(parameters, lr)
         self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
 
@@ -159,7 +162,7 @@ class Adam(Optimizer):
         }
 
     def _update(self, parameter: Parameter, grad: Any, state: dict[str, Any]) -> None:
-        parameter.backend.adam_update(  # type: ignore[attr-defined]
+        parameter.backend.adam_update(
             parameter.data,
             grad,
             state["first"],

@@ -136,11 +136,16 @@ def conv2d(
             f" {weight.shape} read {weight.shape[3]} each: c_in must be groups times that, and "
             "c_out a multiple of groups"
         )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(
+            f"bias of shape {bias.shape} for filters {weight.shape}: one number per filter is "
+            f"needed, shape {weight.shape[:1]}"
+        )
     if stride < 1 or padding < 0:
         raise ValueError(f"stride {stride} must be at least 1 and padding {padding} at least 0")
-    if x.dtype != weight.dtype:
-        raise TypeError(f"conv2d of {x.dtype} x with {weight.dtype} weight: use one dtype")
     inputs = (x, weight) if bias is None else (x, weight, bias)
+    if any(t.dtype != x.dtype for t in inputs):
+        raise TypeError(f"conv2d of {' and '.join(str(t.dtype) for t in inputs)}: use one dtype")
     return Conv2d.apply(*inputs, stride=stride, padding=padding, groups=groups)
 
 

@@ -13,8 +13,12 @@ from minicst.autograd.tensor import Function, Tensor
 from minicst.backend.base import Array
 
 
-def unbroadcast(grad: Array, shape: tuple[int, ...]) -> Array:
-    """Sum `grad` over the axes along which an input of `shape` was broadcast."""
+def unbroadcast(grad: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+    """Sum `grad` over the axes along which an input of `shape` and `dtype` was broadcast.
+
+    A float64 loss plus a float32 penalty is float64; the penalty's gradient is float32 again.
+    """
+    grad = grad.astype(dtype, copy=False)
     if grad.shape == shape:
         return grad
     extra = grad.ndim - len(shape)
@@ -28,24 +32,24 @@ class Add(Function):
     """a + b;  g, g."""
 
     def forward(self, a: Array, b: Array) -> Array:
-        self.save(a.shape, b.shape)
+        self.save(a.shape, a.dtype, b.shape, b.dtype)
         return a + b
 
     def backward(self, g: Array) -> tuple[Array, ...]:
-        shape_a, shape_b = self.saved
-        return unbroadcast(g, shape_a), unbroadcast(g, shape_b)
+        shape_a, dtype_a, shape_b, dtype_b = self.saved
+        return unbroadcast(g, shape_a, dtype_a), unbroadcast(g, shape_b, dtype_b)
 
 
 class Sub(Function):
     """a - b;  g, -g."""
 
     def forward(self, a: Array, b: Array) -> Array:
-        self.save(a.shape, b.shape)
+        self.save(a.shape, a.dtype, b.shape, b.dtype)
         return a - b
 
     def backward(self, g: Array) -> tuple[Array, ...]:
-        shape_a, shape_b = self.saved
-        return unbroadcast(g, shape_a), unbroadcast(-g, shape_b)
+        shape_a, dtype_a, shape_b, dtype_b = self.saved
+        return unbroadcast(g, shape_a, dtype_a), unbroadcast(-g, shape_b, dtype_b)
 
 
 class Mul(Function):
@@ -58,8 +62,8 @@ class Mul(Function):
     def backward(self, g: Array) -> tuple[Array | None, ...]:
         a, b = self.saved
         return (
-            unbroadcast(g * b, a.shape) if self.needs_grad[0] else None,
-            unbroadcast(g * a, b.shape) if self.needs_grad[1] else None,
+            unbroadcast(g * b, a.shape, a.dtype) if self.needs_grad[0] else None,
+            unbroadcast(g * a, b.shape, b.dtype) if self.needs_grad[1] else None,
         )
 
 
@@ -73,8 +77,8 @@ class Div(Function):
     def backward(self, g: Array) -> tuple[Array | None, ...]:
         a, b = self.saved
         return (
-            unbroadcast(g / b, a.shape) if self.needs_grad[0] else None,
-            unbroadcast(-g * a / (b * b), b.shape) if self.needs_grad[1] else None,
+            unbroadcast(g / b, a.shape, a.dtype) if self.needs_grad[0] else None,
+            unbroadcast(-g * a / (b * b), b.shape, b.dtype) if self.needs_grad[1] else None,
         )
 
 
@@ -146,8 +150,12 @@ class MatMul(Function):
     """a @ b of two matrices;  g b^T, a^T g."""
 
     def forward(self, a: Array, b: Array) -> Array:
-        if a.ndim != 2 or b.ndim != 2:
-            raise ValueError(f"matmul takes two matrices, got shapes {a.shape} and {b.shape}")
+        if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[0]:
+            raise ValueError(
+                f"matmul takes matrices (n, k) and (k, m), got shapes {a.shape} and {b.shape}"
+            )
+        if a.dtype != b.dtype:
+            raise TypeError(f"matmul of {a.dtype} with {b.dtype}: use one dtype")
         self.save(a, b)
         return a @ b
 
@@ -175,13 +183,14 @@ class Transpose(Function):
     """Axes in another order;  g in the old order."""
 
     def forward(self, x: Array, *, axes: tuple[int, ...] | None) -> Array:
+        out = x.transpose(axes)
         axes = tuple(reversed(range(x.ndim))) if axes is None else axes
-        self.save(axes)
-        return x.transpose(axes)
+        self.save(np.argsort([axis % x.ndim for axis in axes]).tolist())
+        return out
 
     def backward(self, g: Array) -> tuple[Array, ...]:
-        (axes,) = self.saved
-        return (g.transpose(np.argsort(axes).tolist()),)
+        (inverse,) = self.saved
+        return (g.transpose(inverse),)
 
 
 class ChannelSlice(Function):
@@ -227,22 +236,22 @@ class Subsample(Function):
 
 
 def add(a: Any, b: Any) -> Tensor:
-    """a + b, broadcast."""
+    """Return a + b, broadcast."""
     return Add.apply(a, b)
 
 
 def sub(a: Any, b: Any) -> Tensor:
-    """a - b, broadcast."""
+    """Return a - b, broadcast."""
     return Sub.apply(a, b)
 
 
 def mul(a: Any, b: Any) -> Tensor:
-    """a b elementwise, broadcast."""
+    """Return a b elementwise, broadcast."""
     return Mul.apply(a, b)
 
 
 def div(a: Any, b: Any) -> Tensor:
-    """a / b elementwise, broadcast."""
+    """Return a / b elementwise, broadcast."""
     return Div.apply(a, b)
 
 
@@ -302,6 +311,7 @@ def channel_slice(x: Tensor, index: Any) -> Tensor:
 
     Raises:
         ValueError: if an index is out of range or comes twice.
+        TypeError: if it isn't made of integers; a 0/1 mask isn't an index.
     """
     return ChannelSlice.apply(x, index=_channel_index(index, x.shape[-1], x))
 
@@ -310,18 +320,35 @@ def channel_scatter(x: Tensor, index: Any, channels: int) -> Tensor:
     """Place the channels of x at `index` among `channels` zero channels.
 
     Raises:
-        ValueError: if an index is out of range or comes twice.
+        ValueError: if an index is out of range, comes twice, or isn't one number per channel of x.
+        TypeError: if it isn't made of integers; a 0/1 mask isn't an index.
     """
+    if np.shape(index) != x.shape[-1:]:
+        raise ValueError(
+            f"channel_scatter of x {x.shape} needs one index per channel (the last axis), "
+            f"got {np.shape(index)}"
+        )
     return ChannelScatter.apply(x, index=_channel_index(index, channels, x), channels=channels)
 
 
 def subsample(x: Tensor, stride: int) -> Tensor:
-    """Every stride-th row and column of x (n, h, w, c)."""
+    """Every stride-th row and column of x (n, h, w, c).
+
+    Raises:
+        ValueError: if x isn't four-dimensional or stride below 1.
+    """
+    if x.ndim != 4 or stride < 1:
+        raise ValueError(
+            f"subsample takes (n, h, w, c) and a stride of at least 1, got {x.shape} and {stride}"
+        )
     return Subsample.apply(x, stride=stride)
 
 
 def _channel_index(index: Any, channels: int, x: Tensor) -> Array:
-    host = np.asarray(index, dtype=np.intp)
+    host = np.asarray(index)
+    if host.size and host.dtype.kind not in "iu":
+        raise TypeError(f"channel index is {host.dtype}: channel numbers are needed, not a mask")
+    host = host.astype(np.intp)
     # A GPU wraps an index that is out of range silently, so it is checked on the host.
     if host.ndim != 1 or (host.size and (host.min() < 0 or host.max() >= channels)):
         raise ValueError(f"channel index {host.tolist()} is not within 0 ... {channels - 1}")

@@ -34,12 +34,15 @@ def gradcheck(
         The largest relative error seen.
 
     Raises:
-        ValueError: if the gradients differ; names the input, both numbers and the suspects.
+        ValueError: if the gradients differ; names the input, both numbers and the suspects. Also
+            if no input requires a gradient: the check would say nothing.
         TypeError: if an input isn't float64, where differences would tell nothing.
     """
     for i, x in enumerate(inputs):
         if x.dtype != np.float64:
             raise TypeError(f"gradcheck: input {i} is {x.dtype}; differences need float64")
+    if not any(x.requires_grad for x in inputs):
+        raise ValueError("gradcheck: no input requires a gradient, so nothing would be checked")
     rng = np.random.default_rng(seed)
     worst = 0.0
     for i, x in enumerate(inputs):

@@ -80,17 +80,26 @@ def batch_norm(
             f"batch_norm of x with {c} channels (the last axis) needs gamma and beta of shape "
             f"({c},), got {gamma.shape} and {beta.shape}"
         )
+    if gamma.dtype != x.dtype or beta.dtype != x.dtype:
+        raise TypeError(
+            f"batch_norm of {x.dtype} x with {gamma.dtype} gamma and {beta.dtype} beta: "
+            "use one dtype"
+        )
+    if (running_mean is None) != (running_var is None):
+        raise ValueError("batch_norm needs running_mean and running_var, or neither")
     backend, xp = x.backend, x.backend.xp
     if training:
         n = x.size // c if c else 0
+        if c and not n:
+            raise ValueError(f"batch_norm in training of shape {x.shape}: there is nothing to average")
         data = xp.ascontiguousarray(x.data)
-        mean, variance = backend.batch_norm_statistics(data)  # type: ignore[attr-defined]
+        mean, variance = backend.batch_norm_statistics(data)
         if running_mean is not None:
             unbiased = variance * (n / max(n - 1, 1))
             for running, new in ((running_mean, mean), (running_var, unbiased)):
                 moved = (1 - momentum) * running + momentum * new
                 running[...] = moved if live is None else xp.where(live > 0, moved, running)
-    elif running_mean is None or running_var is None:
+    elif running_mean is None:
         raise ValueError("batch_norm in eval mode needs running_mean and running_var")
     else:
         # Copies: training may move the running statistics before backward reads them.

@@ -111,7 +111,8 @@ class Tensor:
             grad: upstream gradient, shape of self; 1 for a scalar.
 
         Raises:
-            ValueError: if self isn't on the tape, or not a scalar and no gradient is given.
+            ValueError: if self isn't on the tape, if part of its tape was used by another backward,
+                or if self is not a scalar and no gradient is given.
         """
         if not self.requires_grad:
             raise ValueError(
@@ -125,28 +126,51 @@ class Tensor:
                     "only scalars start at 1"
                 )
             grad = self.backend.xp.ones(self.shape, self.dtype)
+        grad = self.backend.asarray(grad, self.dtype)
         if tuple(grad.shape) != self.shape:
             raise ValueError(f"gradient of shape {grad.shape} for a tensor of shape {self.shape}")
+        order = _topological_order(self)
+        _check_unused(order)
+        order.reverse()
         grads: dict[int, Array] = {id(self): grad}
-        for tensor in _topological_order(self):
+        given = {id(_owner(grad))}
+        while order:  # popped, not iterated over: the list would keep every activation alive
+            tensor = order.pop()
             grad_out = grads.pop(id(tensor))
             if tensor.creator is None:
-                tensor.grad = grad_out if tensor.grad is None else tensor.grad + grad_out
+                tensor._accumulate(grad_out, given)
                 continue
             function = tensor.creator
-            for parent, parent_grad in zip(function.inputs, function.run(grad_out), strict=True):
-                if not parent.requires_grad:
+            parent_grads = function.run(grad_out)
+            for parent, need, parent_grad in zip(
+                function.inputs, function.needs_grad, parent_grads, strict=True
+            ):
+                if not need:
                     continue
-                if parent_grad.shape != parent.data.shape or parent_grad.dtype != parent.dtype:
+                if (
+                    parent_grad is None
+                    or parent_grad.shape != parent.data.shape
+                    or parent_grad.dtype != parent.dtype
+                ):
+                    got = None if parent_grad is None else f"{parent_grad.dtype}{parent_grad.shape}"
                     raise AssertionError(
-                        f"{type(function).__name__} gave a gradient {parent_grad.dtype}"
-                        f"{parent_grad.shape} for an input {parent.dtype}{parent.shape}"
+                        f"{type(function).__name__} gave a gradient {got} for an input "
+                        f"{parent.dtype}{parent.shape}"
                     )
                 known = grads.get(id(parent))
                 grads[id(parent)] = parent_grad if known is None else known + parent_grad
             function.release()
             tensor.creator = None
             tensor.requires_grad = False
+
+    def _accumulate(self, grad: Array, given: set[int]) -> None:
+        """Add to `grad` of a leaf, in an array of its own: one may be clipped in place."""
+        if self.grad is not None:
+            grad = self.grad + grad
+        elif id(_owner(grad)) in given:
+            grad = grad.copy()
+        self.grad = self.backend.asarray(grad)
+        given.add(id(_owner(self.grad)))
 
     def __repr__(self) -> str:
         made_by = f", made by {type(self.creator).__name__}" if self.creator else ""
@@ -272,7 +296,8 @@ class Function:
         function = cls(backend or get_backend(), needs)
         out = Tensor.__new__(Tensor)
         out.backend = function.backend
-        out.data = function.forward(*(x.data for x in tensors), **options)
+        # NumPy turns 0-d results into scalars; data is an array.
+        out.data = function.backend.asarray(function.forward(*(x.data for x in tensors), **options))
         out.grad = None
         out.requires_grad = any(needs)
         out.creator = None
@@ -304,13 +329,29 @@ def saved_bytes(loss: Tensor) -> int:
 
 
 def _owner(array: Array) -> Array:
-    while getattr(array, "base", None) is not None:
-        array = array.base
-    return array
+    """The array whose memory `array` views, itself if none (a buffer like bytes is no array)."""
+    owner = array
+    while (array := getattr(array, "base", None)) is not None:
+        if hasattr(array, "nbytes"):
+            owner = array
+    return owner
+
+
+def _check_unused(order: list[Tensor]) -> None:
+    for tensor in order:
+        if tensor.creator is None:
+            continue
+        for parent, need in zip(tensor.creator.inputs, tensor.creator.needs_grad, strict=True):
+            if need and not parent.requires_grad:
+                raise ValueError(
+                    f"backward through {type(tensor.creator).__name__} reaches a tensor of shape "
+                    f"{parent.shape} whose tape was used already (or whose requires_grad was taken "
+                    "back): run forward again, or add the losses and call backward once"
+                )
 
 
 def _topological_order(last: Tensor) -> list[Tensor]:
-    """Tensors that lead to `last` and require a gradient, each after all that use it."""
+    """Tensors that lead to `last` and required a gradient then, each after all that use it."""
     order: list[Tensor] = []
     seen: set[int] = set()
     stack: list[tuple[Tensor, bool]] = [(last, False)]
@@ -319,12 +360,17 @@ def _topological_order(last: Tensor) -> list[Tensor]:
         if inputs_done:
             order.append(tensor)
             continue
-        if id(tensor) in seen or not tensor.requires_grad:
+        if id(tensor) in seen:
             continue
         seen.add(id(tensor))
         stack.append((tensor, True))
         if tensor.creator is not None:
-            stack.extend((parent, False) for parent in tensor.creator.inputs)
+            function = tensor.creator
+            stack.extend(
+                (parent, False)
+                for parent, need in zip(function.inputs, function.needs_grad, strict=True)
+                if need
+            )
     order.reverse()
     return order
 

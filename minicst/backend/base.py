@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from minicst.backend.meter import Meter
@@ -39,6 +40,22 @@ class Backend:
 
     name = ""
     xp: Any = None
+
+    # The hot operations; formulas and shapes stand where the CPU backend defines them.
+    conv2d: Callable[..., Array]  # convolution.py
+    conv2d_grad_weight: Callable[..., Array]
+    conv2d_grad_input: Callable[..., Array]
+    batch_norm_statistics: Callable[..., tuple[Array, Array]]  # normalization.py
+    scale_shift: Callable[..., Array]
+    batch_norm_backward: Callable[..., tuple[Array, Array, Array]]
+    max_pool2d: Callable[..., tuple[Array, Array | None]]  # pooling.py
+    max_pool2d_backward: Callable[..., Array]
+    avg_pool2d: Callable[..., Array]
+    avg_pool2d_backward: Callable[..., Array]
+    relu: Callable[..., Array]  # numpy_backend.py
+    relu_backward: Callable[..., Array]
+    sgd_update: Callable[..., None]
+    adam_update: Callable[..., None]
 
     def __init__(self) -> None:
         self.meter = Meter()

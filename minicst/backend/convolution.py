@@ -58,7 +58,7 @@ class ConvolutionOps(Backend):
         def task(i: int) -> None:
             start, stop = chunks[i]
             col = self._columns(x[start:stop], kh, kw, stride, padding, oh, ow)
-            rows = out[start:stop].reshape(-1, c_out)  # ((stop - start) oh ow, c_out)
+            rows = out[start:stop].reshape(col.shape[0], c_out)  # ((stop - start) oh ow, c_out)
             np.matmul(col, w_matrix, out=rows)
             if bias is not None:
                 np.add(rows, bias, out=rows)
@@ -101,7 +101,7 @@ class ConvolutionOps(Backend):
             for start, stop in split(last - first, images):
                 a, b = first + start, first + stop
                 col = self._columns(x[a:b], kh, kw, stride, padding, oh, ow)
-                g = grad_out[a:b].reshape(-1, c_out).T  # (c_out, (b - a) oh ow)
+                g = grad_out[a:b].reshape(col.shape[0], c_out).T  # (c_out, (b - a) oh ow)
                 if start == 0:
                     np.matmul(g, col, out=partial[i])
                 else:
@@ -137,7 +137,7 @@ class ConvolutionOps(Backend):
         n, h, w, c_in = x_shape
         c_out, kh, kw, _ = weight.shape
         _, oh, ow, _ = grad_out.shape
-        flip_pays = n * oh * ow > 2 * c_out  # else turning the weight around costs more than it saves
+        flip_pays = n * oh * ow > 2 * c_out  # else turning the weight costs more than it saves
         if stride == 1 and flip_pays and 0 <= kh - 1 - padding == kw - 1 - padding:
             grad_x = self._grad_input_by_flip(grad_out, weight, (h, w), kh - 1 - padding)
         else:
@@ -151,7 +151,7 @@ class ConvolutionOps(Backend):
         self, grad_out: np.ndarray, weight: np.ndarray, size: tuple[int, int], padding: int
     ) -> np.ndarray:
         """Stride 1: grad_x = conv2d(grad_out, weight flipped in space, channels exchanged)."""
-        n, oh, ow, c_out = grad_out.shape
+        n, _, _, c_out = grad_out.shape
         _, kh, kw, c_in = weight.shape
         h, w = size
         k = kh * kw * c_out
@@ -162,7 +162,7 @@ class ConvolutionOps(Backend):
         def task(i: int) -> None:
             start, stop = chunks[i]
             col = self._columns(grad_out[start:stop], kh, kw, 1, padding, h, w)
-            np.matmul(col, flipped, out=grad_x[start:stop].reshape(-1, c_in))
+            np.matmul(col, flipped, out=grad_x[start:stop].reshape(col.shape[0], c_in))
 
         self.pool.run(len(chunks), task)
         return grad_x
@@ -186,9 +186,9 @@ class ConvolutionOps(Backend):
         def task(i: int) -> None:
             start, stop = chunks[i]
             m = stop - start
-            g = grad_out[start:stop].reshape(-1, c_out)  # (m oh ow, c_out)
+            g = grad_out[start:stop].reshape(m * oh * ow, c_out)
             if (kh, kw, stride, padding) == (1, 1, 1, 0):
-                np.matmul(g, w_matrix, out=grad_x[start:stop].reshape(-1, c_in))
+                np.matmul(g, w_matrix, out=grad_x[start:stop].reshape(m * h * w, c_in))
                 return
             col = self.workspace.get("columns", (m * oh * ow, k), g.dtype)
             np.matmul(g, w_matrix, out=col)
@@ -226,7 +226,8 @@ class ConvolutionOps(Backend):
             padded[:, padding:-padding, padding:-padding] = x
         else:
             padded = np.ascontiguousarray(x)
-        sn, sh, sw, sc = padded.strides
+        sn, sh, sw, _ = padded.strides
+        sc = padded.itemsize  # a contiguous array with one channel may call this stride 0
         # One row of a window, kw pixels of c channels, is contiguous: it is copied in one run.
         windows = as_strided(
             padded,

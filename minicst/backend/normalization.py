@@ -64,7 +64,7 @@ class NormalizationOps(Backend):
             relu: clip at zero in the same pass.
         """
         rows, r = folded(x)
-        out = np.empty_like(x)
+        out = np.empty(x.shape, x.dtype)  # C order, also where x is a transposed view
         out_rows = out.reshape(rows.shape)
         scale, shift = np.tile(scale, r), np.tile(shift, r)
         chunks = _stream_chunks(rows)
@@ -113,7 +113,7 @@ class NormalizationOps(Backend):
         rows, r = folded(x)
         grad_rows = grad_out.reshape(rows.shape)
         out_rows = None if out is None else out.reshape(rows.shape)
-        grad_x = np.empty_like(x)
+        grad_x = np.empty(x.shape, x.dtype)
         grad_x_rows = grad_x.reshape(rows.shape)
         chunks = _stream_chunks(rows)
         sum_g = np.empty((len(chunks), c))

@@ -115,7 +115,7 @@ class NumpyBackend(ConvolutionOps, NormalizationOps, PoolingOps):
         eps: float,
         weight_decay: float,
     ) -> None:
-        """In place: m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2;  w -= lr m^ / (sqrt(v^) + eps).
+        """In place: m = b1 m + (1 - b1) g, v = b2 v + (1 - b2) g^2, w -= lr m^ / (sqrt(v^) + eps).
 
         Source: Kingma and Ba, "Adam" (2015), Algorithm 1, with its bias corrections m^ and v^.
         """
@@ -134,7 +134,10 @@ class NumpyBackend(ConvolutionOps, NormalizationOps, PoolingOps):
         self._stream(update, weight, grad, first, second)
 
     def _stream(self, operation: Callable[..., Any], *arrays: np.ndarray) -> None:
-        """Run an elementwise operation on contiguous arrays of one size, chunk by chunk."""
+        """Run an elementwise operation on arrays of one shape, chunk by chunk."""
+        if not all(a.flags.c_contiguous for a in arrays):
+            operation(*arrays)  # flattening would copy, and what is written would be lost
+            return
         flat = [a.reshape(-1) for a in arrays]
         chunks = split(flat[0].size, STREAM_BYTES // flat[0].itemsize)
 

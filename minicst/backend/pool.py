@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 from collections.abc import Callable
 from queue import SimpleQueue
@@ -37,9 +38,8 @@ class WorkerPool:
         if threads < 1:
             raise ValueError(f"threads = {threads}: at least 1 is needed")
         self.threads = threads
-        self._queue: SimpleQueue[_Job | None] = SimpleQueue()
-        self._workers: list[threading.Thread] = []
         self._local = threading.local()
+        self._start_empty()
 
     def run(self, n_tasks: int, task: Callable[[int], None]) -> None:
         """Call task(i) for every i in range(n_tasks); return when all are done.
@@ -52,6 +52,8 @@ class WorkerPool:
             for i in range(n_tasks):
                 task(i)
             return
+        if self._process != os.getpid():
+            self._start_empty()
         while len(self._workers) < self.threads - 1:
             self._workers.append(threading.Thread(target=self._serve, daemon=True))
             self._workers[-1].start()
@@ -70,6 +72,12 @@ class WorkerPool:
                 errors.append(result)
         if errors:
             raise errors[0]
+
+    def _start_empty(self) -> None:
+        # A forked child has the list of its parent's threads, but not the threads.
+        self._process = os.getpid()
+        self._queue: SimpleQueue[_Job | None] = SimpleQueue()
+        self._workers: list[threading.Thread] = []
 
     def _serve(self) -> None:
         self._local.is_worker = True

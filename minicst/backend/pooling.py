@@ -9,6 +9,9 @@ from minicst.backend.chunks import STREAM_BYTES, split
 from minicst.backend.pool import WorkerPool, Workspace
 
 
+NO_TAP = 255  # kernels end at 15 x 15 = 225 taps
+
+
 class PoolingOps(Backend):
     """Max and average pooling with their gradients."""
 
@@ -43,6 +46,8 @@ class PoolingOps(Backend):
             best = out[start:stop]
             if not covers:
                 best.fill(-np.inf)
+                if tap is not None:
+                    tap[start:stop] = NO_TAP  # stays where all is -inf or nan
             for number, to, source in windows:
                 value = x[start:stop][source]
                 if covers and number == 0:

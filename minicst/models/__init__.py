@@ -8,7 +8,7 @@ from minicst.nn import Network
 from minicst.randomness import rng_for
 
 NETWORKS = (*VGG_LAYERS, *BLOCKS, "mlp")
-# Five poolings need 32 pixels; the ResNets' counts are quoted for 32. These take images as they are:
+# Five poolings need 32 pixels, and the ResNets' counts are quoted for 32. These take any images:
 ANY_SIZE = ("vgg-small", "mlp")
 
 __all__ = ["ANY_SIZE", "NETWORKS", "build"]

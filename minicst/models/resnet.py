@@ -42,9 +42,7 @@ def resnet(
             stride = 2 if stage > 1 and block == 1 else 1
             at = f"stage{stage}.block{block}"
             stream_group = f"stage{stage}" if tied else None
-            first = Unit.create(
-                c_in, c_out, 3, stride, padding=1, group=f"{at}.conv1", rng=rng
-            )
+            first = Unit.create(c_in, c_out, 3, stride, padding=1, group=f"{at}.conv1", rng=rng)
             second = Unit.create(
                 *(c_out, c_out, 3, 1),
                 padding=1,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,8 @@ class Network(Module):
         """
         if name in self._channels:
             raise ValueError(f"network {self.name} already has a node '{name}'")
+        if not inputs:
+            raise ValueError(f"node '{name}' reads nothing: name the nodes it reads, or '{INPUT}'")
         for read in inputs:
             if read not in self._channels:
                 raise ValueError(f"node '{name}' reads '{read}', which isn't there (yet)")
@@ -79,22 +82,33 @@ class Network(Module):
     def groups(self) -> dict[str, slice]:
         """{group: its place in the flat mask}, in the order in which data meets the groups."""
         if self._groups is None:
-            self._groups = {}
-            start = 0
+            sizes: dict[str, int] = {}
             for name, node in self.nodes.items():
-                if node.group is None:
+                if node.group is not None:
+                    size = self._channels[name] if node.members is None else max(node.members) + 1
+                    sizes[node.group] = max(size, sizes.get(node.group, 0))
+            for name, node in self.nodes.items():
+                if node.group is None or node.members is not None:
                     continue
-                size = self._channels[name]
-                known = self._groups.get(node.group)
-                if known is None:
-                    self._groups[node.group] = slice(start, start + size)
-                    start += size
-                elif known.stop - known.start != size:
+                if self._channels[name] != sizes[node.group]:
                     raise ValueError(
-                        f"node '{name}' has {size} channels, its group '{node.group}' has "
-                        f"{known.stop - known.start}: nodes of one group share one mask"
+                        f"node '{name}' has {self._channels[name]} channels, its group "
+                        f"'{node.group}' has {sizes[node.group]}: nodes of one group share one mask"
                     )
+            ends = accumulate(sizes.values())
+            self._groups = {
+                group: slice(end - size, end)
+                for (group, size), end in zip(sizes.items(), ends, strict=True)
+            }
         return self._groups
+
+    def own(self, name: str, flat: np.ndarray) -> np.ndarray | None:
+        """Entries of a flat vector (mask, keep_prob) for a node's channels; None: no group."""
+        node = self.nodes[name]
+        if node.group is None:
+            return None
+        entries = flat[self.groups[node.group]]
+        return entries if node.members is None else entries[node.members]
 
     @property
     def n_maskable(self) -> int:
@@ -203,18 +217,17 @@ class Network(Module):
         for name, node in self.nodes.items():
             group = f", group {node.group}" if node.group else ""
             reads = ", ".join(self.inputs[name])
-            lines.append(f"  {name}: {node.kind}, {self._channels[name]} channels{group} <- {reads}")
+            channels = f"{self._channels[name]} channels{group}"
+            lines.append(f"  {name}: {node.kind}, {channels} <- {reads}")
         return "\n".join(lines)
 
 
 def clone(network: Network) -> Network:
     """Return an independent copy: same wiring, same values, same planted noise."""
     copy = Network.from_spec(network.spec())
-    for (_, old), (_, new) in zip(
-        network.named_parameters(), copy.named_parameters(), strict=True
-    ):
+    for (_, old), (_, new) in zip(network.named_parameters(), copy.named_parameters(), strict=True):
         new.data = old.data.copy()
-    for (name, node), (_, twin) in zip(network.nodes.items(), copy.nodes.items(), strict=True):
+    for node, twin in zip(network.nodes.values(), copy.nodes.values(), strict=True):
         if isinstance(node, Unit) and isinstance(twin, Unit):
             twin.noise = node.noise
             if node.norm is not None and twin.norm is not None:

@@ -57,10 +57,17 @@ class Context:
 
 
 class Node(Module):
-    """One node of a network. `group` names the maskable channels it writes, if it has any."""
+    """One node of a network.
+
+    Attributes:
+        group: names the maskable channels it writes, if it has any.
+        members: which of the group's channels it writes; None: all, in order. In a cut network the
+            nodes of one group may keep different channels, as a padded shortcut does.
+    """
 
     kind: ClassVar[str] = ""
     group: str | None = None
+    members: list[int] | None = None
 
     def forward(self, name: str, inputs: list[Tensor], context: Context) -> Tensor:
         """Compute the output."""
@@ -110,6 +117,7 @@ class Unit(Node):
         norm: BatchNorm, or None.
         relu: whether ReLU ends the unit.
         group: name of its maskable output channels; None: never masked (the classifier).
+        members: which of the group's channels it writes; None: all.
     """
 
     kind = "unit"
@@ -120,11 +128,12 @@ class Unit(Node):
         norm: BatchNorm | None = None,
         relu: bool = False,
         group: str | None = None,
+        members: list[int] | None = None,
     ) -> None:
         self.transform = transform
         self.norm = norm
         self.relu = relu
-        self.group = group
+        self.group, self.members = group, members
         self.noise: ChannelNoise | None = None
 
     @property
@@ -160,6 +169,7 @@ class Unit(Node):
             "norm": self.norm is not None,
             "relu": self.relu,
             "group": self.group,
+            "members": self.members,
         }
         if isinstance(t, Conv2d):
             config |= {
@@ -185,6 +195,7 @@ class Unit(Node):
         norm: bool = True,
         relu: bool = True,
         group: str | None = None,
+        members: list[int] | None = None,
         momentum: float = 0.1,
         eps: float = 1e-5,
         rng: np.random.Generator | None = None,
@@ -195,7 +206,8 @@ class Unit(Node):
             transform = Linear(c_in, c_out, bias, rng)
         else:
             transform = Conv2d(c_in, c_out, kernel, stride, padding, bias, groups, rng)
-        return cls(transform, BatchNorm(c_out, momentum, eps) if norm else None, relu, group)
+        batch_norm = BatchNorm(c_out, momentum, eps) if norm else None
+        return cls(transform, batch_norm, relu, group, members)
 
     def out_shape(self, shapes: list[Shape]) -> Shape:
         """(oh, ow, c_out), or (c_out,) if linear."""
@@ -229,7 +241,7 @@ class Unit(Node):
         """Every filter reads every input channel (a depthwise one its own)."""
         if self.is_depthwise:
             return [live_out]
-        return [np.full(self.transform.c_in, live_out.any())]
+        return [np.full(self.transform.c_in, live_out.any(), dtype=bool)]
 
     def narrow(self, keep_inputs: list[np.ndarray], keep_out: np.ndarray) -> Unit:
         """Unit with the kept filters, reading the kept input channels."""
@@ -254,7 +266,7 @@ class Unit(Node):
         }
 
     def macs(self, in_shape: Shape, n_in: float, n_out: float) -> float:
-        """Multiply-adds of one image's forward pass with n_in live inputs and n_out live filters."""
+        """Multiply-adds of one image's forward pass, n_in live inputs and n_out live filters."""
         t = self.transform
         if not isinstance(t, Conv2d):
             return n_in * n_out
@@ -381,7 +393,7 @@ class Flatten(Node):
 
     def readers(self, live_out: Live) -> list[Live]:
         """A channel is read if it is at any pixel."""
-        return [live_out.reshape(self.pixels, -1).any(axis=0)]
+        return [np.logical_or.reduce(live_out.reshape(self.pixels, -1), axis=0)]
 
 
 class Shortcut(Node):
@@ -396,6 +408,7 @@ class Shortcut(Node):
         take: input channels that are used, by number (all by default).
         place: their numbers in the output (the first ones by default).
         group: with tied masks, the new stage's group, whose mask it takes.
+        members: which of the group's channels it writes; None: all.
     """
 
     kind = "shortcut"
@@ -407,8 +420,10 @@ class Shortcut(Node):
         take: list[int],
         place: list[int],
         group: str | None = None,
+        members: list[int] | None = None,
     ) -> None:
-        self.stride, self.channels, self.group = stride, channels, group
+        self.stride, self.channels = stride, channels
+        self.group, self.members = group, members
         self.take, self.place = take, place
 
     def forward(self, name: str, inputs: list[Tensor], context: Context) -> Tensor:
@@ -427,6 +442,7 @@ class Shortcut(Node):
             "take": list(self.take),
             "place": list(self.place),
             "group": self.group,
+            "members": self.members,
         }
 
     def out_shape(self, shapes: list[Shape]) -> Shape:

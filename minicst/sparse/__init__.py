@@ -1,0 +1,35 @@
+"""Masks, estimators, projection (arrays only), and cut, paste and accounting of networks."""
+
+from minicst._lazy import lazy_exports
+
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        "minicst.sparse.accounting": (
+            "LayerCount",
+            "MacCount",
+            "count_macs",
+            "expected_macs",
+            "grow_efficient_saving",
+            "train_cost_saving",
+        ),
+        "minicst.sparse.estimators": (
+            "coin_flip",
+            "pge",
+            "preconditioner",
+            "vr_pge",
+            "vr_pge_symmetric",
+        ),
+        "minicst.sparse.liveness": ("minimum_live", "propagate", "repair"),
+        "minicst.sparse.masked": ("MaskedNetwork", "masked"),
+        "minicst.sparse.masks": (
+            "enumerate_masks",
+            "log_probability",
+            "sample_mask",
+            "score_function",
+            "top_k_mask",
+        ),
+        "minicst.sparse.projection": ("project_capped_simplex",),
+        "minicst.sparse.subnetwork": ("Subnetwork", "cut"),
+    },
+)

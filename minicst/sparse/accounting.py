@@ -75,9 +75,7 @@ class MacCount:
         return table
 
 
-def count_macs(
-    network: Network, input_shape: Shape, mask: np.ndarray | None = None
-) -> MacCount:
+def count_macs(network: Network, input_shape: Shape, mask: np.ndarray | None = None) -> MacCount:
     """Count parameters, multiply-adds and activations by formula, for one image.
 
     macs(unit) = oh ow kh kw (live inputs) (live filters)
@@ -127,56 +125,85 @@ def expected_macs(network: Network, input_shape: Shape, keep_prob: np.ndarray) -
     writes one group (a depthwise unit: one expectation). A stream's channel is live with
     probability 1 - prod over its writers (1 - s), writers of one group counted once.
 
-    Empty groups (their repair, and what they silence) are neglected: with 16 channels at keep
-    rate .125 an inner group is empty in 12 % of the draws, and the true value is that much smaller.
+    Exact as long as no drawn group is empty. Empty groups (their repair, and what they silence) are
+    neglected: with 16 channels at keep rate .125 an inner group is empty in 12 % of the draws, and
+    the true value is that much smaller.
 
     Args:
         network: the full network.
         input_shape: (h, w, c) of an image.
         keep_prob: (n_maskable,) in [0, 1].
+
+    Raises:
+        ValueError: if the images don't fit, or keep_prob has another length.
     """
+    if np.shape(keep_prob) != (network.n_maskable,):
+        raise ValueError(
+            f"keep_prob of shape {np.shape(keep_prob)}: network {network.name} has "
+            f"{network.n_maskable} maskable channels"
+        )
     shapes = network.shapes(input_shape)
-    live: dict[str, np.ndarray] = {}
     total = 0.0
-    # Probability that a channel is absent, by the groups that write it: {group: 1 - s}.
-    absent: dict[str, dict[str, np.ndarray]] = {INPUT: {}}
-    live[INPUT] = np.ones(network.in_channels)
+    # Probability that a channel is absent, by the groups that write it: {group: 1 - s}. Nodes
+    # without a group count as one that is never absent.
+    absent: dict[str, dict[str | None, np.ndarray]] = {INPUT: {None: np.zeros(network.in_channels)}}
     for name, node in network.nodes.items():
         reads = network.inputs[name]
         channels = network.channels(name)
-        if isinstance(node, Unit):
-            s = np.ones(channels) if node.group is None else keep_prob[network.groups[node.group]]
-            absent[name] = {} if node.group is None else {node.group: 1.0 - s}
-            live[name] = live[reads[0]] if node.is_depthwise else s
-            expected = live[name].sum()
-            total += node.macs(shapes[reads[0]], live[reads[0]].sum(), expected)
-            continue
+        keep = network.own(name, keep_prob)
         if isinstance(node, Add):
-            writers: dict[str, np.ndarray] = {}
-            for read in reads:
-                for group, gone in absent[read].items():
-                    known = writers.get(group)
-                    # One group's mask decides for all that it writes; a padded stream may reach
-                    # fewer channels than its group's other writers do.
-                    writers[group] = gone if known is None else np.minimum(known, gone)
-            absent[name] = writers
+            absent[name] = _merge(node, [absent[read] for read in reads])
         elif isinstance(node, Shortcut):
-            absent[name] = {}
-            for group, gone in absent[reads[0]].items():
-                placed = np.ones(channels)
-                placed[node.place] = gone[node.take]
-                absent[name][group] = placed
-            if node.group is not None:
-                # Tied: live only where the new stage's mask is 1 too, so never more than it.
-                s = keep_prob[network.groups[node.group]]
-                through = 1.0 - np.prod(list(absent[name].values()), axis=0)
-                absent[name] = {node.group: 1.0 - s * through}
+            come_in = {
+                group: _place(gone[node.take], node.place, channels)
+                for group, gone in absent[reads[0]].items()
+            }
+            absent[name] = _gate(node.group, keep, come_in)
+        elif isinstance(node, Unit):
+            if node.is_depthwise:
+                absent[name] = _gate(node.group, keep, absent[reads[0]])
+            else:
+                gone = np.zeros(channels) if keep is None else 1.0 - keep
+                absent[name] = {node.group: gone}
+            n_in, n_out = _expected_live(absent[reads[0]]), _expected_live(absent[name])
+            total += node.macs(shapes[reads[0]], n_in, n_out)
         else:
-            absent[name] = absent[reads[0]]
-        live[name] = 1.0 - np.prod(list(absent[name].values()) or [np.zeros(channels)], axis=0)
-        if channels != live[name].size:
-            live[name] = np.resize(live[name], channels)  # flattened pixels
+            # Flattened channels come once for every pixel.
+            absent[name] = {g: np.tile(p, channels // p.size) for g, p in absent[reads[0]].items()}
     return float(total)
+
+
+def _merge(node: Add, streams: list[dict[str | None, np.ndarray]]) -> dict[str | None, np.ndarray]:
+    """Absence, by group, of the sum of streams."""
+    merged: dict[str | None, np.ndarray] = {}
+    for stream, place in zip(streams, node.places or [None] * len(streams), strict=True):
+        for group, gone in stream.items():
+            gone = gone if place is None else _place(gone, place, node.channels)
+            # One group's mask decides for all that it writes; a padded stream may reach fewer
+            # channels than its group's other writers do.
+            merged[group] = np.minimum(gone, merged.get(group, 1.0))
+    return merged
+
+
+def _gate(
+    group: str | None, keep: np.ndarray | None, come_in: dict[str | None, np.ndarray]
+) -> dict[str | None, np.ndarray]:
+    """Absence behind a mask that passes on what comes in, channel by channel."""
+    if keep is None:
+        return come_in
+    own = come_in.get(group, np.ones_like(keep)) < 1.0  # the same mask let it in
+    others = np.prod([gone for g, gone in come_in.items() if g != group], axis=0)
+    return {group: 1.0 - keep * np.where(own, 1.0, 1.0 - others)}
+
+
+def _place(gone: np.ndarray, place: list[int], channels: int) -> np.ndarray:
+    placed = np.ones(channels)
+    placed[place] = gone
+    return placed
+
+
+def _expected_live(absent: dict[str | None, np.ndarray]) -> float:
+    return float((1.0 - np.prod(list(absent.values()), axis=0)).sum())
 
 
 def train_cost_saving(ratio: float, forwards: float = 2.0, backwards: float = 1.0) -> float:
@@ -213,11 +240,12 @@ def _kind(unit: Unit) -> str:
 
 
 def _params(unit: Unit, n_in: int, n_out: int) -> int:
-    taps = unit.transform.weight.size // (unit.transform.c_in * unit.transform.c_out)
-    if unit.is_depthwise:
-        n_in, taps = 1, unit.transform.weight.size // unit.transform.c_out
-    vectors = 2 * (unit.norm is not None) + (unit.transform.bias is not None)
-    return n_out * (taps * n_in + vectors) if n_in else 0
+    t = unit.transform
+    weights = t.weight.size * n_out // t.c_out
+    if not unit.is_depthwise:
+        weights = weights * n_in // t.c_in
+    vectors = n_out * (2 * (unit.norm is not None) + (t.bias is not None))
+    return weights + vectors if n_in else 0
 
 
 def _on_tape(network: Network) -> dict[str, bool]:

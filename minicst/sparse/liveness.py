@@ -65,9 +65,7 @@ def as_mask(network: Network, mask: np.ndarray | None) -> np.ndarray:
     return mask.astype(bool)
 
 
-def repair(
-    network: Network, mask: np.ndarray, keep_prob: np.ndarray
-) -> tuple[np.ndarray, int]:
+def repair(network: Network, mask: np.ndarray, keep_prob: np.ndarray) -> tuple[np.ndarray, int]:
     """Return a mask under which data reaches the output, and the number of channels switched on.
 
     Where the mask leaves a node empty without which nothing reaches the output, the most probable
@@ -93,7 +91,12 @@ def repair(
         if dead is None:
             return used, repaired
         used = used.copy()
-        repaired += _revive(network, dead, used, keep_prob)
+        added = _revive(network, dead, used, keep_prob)
+        if added == 0:  # in a cut network a shortcut may have no place for what comes in
+            absent = np.flatnonzero(~used)
+            used[absent[np.argmax(keep_prob[absent])]] = True
+            added = 1
+        repaired += added
 
 
 def spine(network: Network) -> tuple[str, ...]:
@@ -110,9 +113,12 @@ _spines: WeakKeyDictionary[Network, tuple[str, ...]] = WeakKeyDictionary()
 
 
 def minimum_live(network: Network) -> int:
-    """Number of groups that may not be empty: fewer channels than this carry nothing."""
-    groups = {network.nodes[name].group for name in spine(network)}
-    return len(groups - {None})
+    """Fewest channels that carry data to the output: one for each group on the shortest path."""
+    passed: dict[str, frozenset[str]] = {INPUT: frozenset()}
+    for name, node in network.nodes.items():
+        shortest = min((passed[read] for read in network.inputs[name]), key=len)
+        passed[name] = shortest if node.group is None else shortest | {node.group}
+    return len(passed[network.output])
 
 
 def _output_dies(network: Network, without: str) -> bool:
@@ -126,8 +132,9 @@ def _output_dies(network: Network, without: str) -> bool:
 def _forward(network: Network, mask: np.ndarray) -> dict[str, Live]:
     live: dict[str, Live] = {INPUT: np.ones(network.in_channels, bool)}
     for name, node in network.nodes.items():
-        own = None if node.group is None else mask[network.groups[node.group]]
-        live[name] = node.alive([live[read] for read in network.inputs[name]], own)
+        live[name] = node.alive(
+            [live[read] for read in network.inputs[name]], network.own(name, mask)
+        )
     return live
 
 
@@ -140,12 +147,12 @@ def _revive(network: Network, name: str, mask: np.ndarray, keep_prob: np.ndarray
     added = 0
     if reads[0] != INPUT and not _forward(network, mask)[reads[0]].any():
         added = _revive(network, reads[0], mask, keep_prob)
-    if node.group is not None:
+    own, numbers = network.own(name, mask), network.own(name, np.arange(mask.size))
+    if own is not None and numbers is not None:
         live_inputs = [_forward(network, mask)[read] for read in reads]
         possible = node.alive(live_inputs, None)
-        place = network.groups[node.group]
-        if possible.any() and not (possible & mask[place]).any():
-            best = int(np.argmax(np.where(possible, keep_prob[place], -1.0)))
-            mask[place.start + best] = True
+        if possible.any() and not (possible & own).any():
+            best = np.argmax(np.where(possible, keep_prob[numbers], -1.0))
+            mask[numbers[best]] = True
             added += 1
     return added

@@ -47,6 +47,30 @@ class Subnetwork:
         if self.optimizer is not None and self._full_optimizer is not None:
             self._full_optimizer.steps = self.optimizer.steps
 
+    def update(self) -> None:
+        """Take an optimizer step on the small arrays."""
+        assert self.optimizer is not None
+        self.optimizer.step()
+
+    def add_gradients_to(self, larger: Subnetwork) -> None:
+        """Add the gradients to those of a sub-network of the same network that contains this one.
+
+        Raises:
+            ValueError: if `larger` lacks a live entry of this one.
+        """
+        targets = dict(larger.network.named_parameters())
+        for name, parameter in self.network.named_parameters():
+            if parameter.grad is None:
+                continue
+            into, block = larger._blocks[name], self._blocks[name]
+            position = np.searchsorted(into, block)  # both are in ascending order
+            if position.max(initial=-1) >= into.size or (into[position] != block).any():
+                raise ValueError(f"{name}: the larger sub-network lacks live entries of this one")
+            target = targets[name]
+            if target.grad is None:
+                target.grad = np.zeros_like(target.data)
+            target.grad.reshape(-1)[position] += parameter.grad.reshape(-1)
+
     def _fill(self) -> None:
         for full, small, block in self._pairs():
             # mode="wrap" spares numpy a buffered copy; the indices are in range by construction.
@@ -93,6 +117,7 @@ def cut(network: Network, mask: Any, optimizer: Optimizer | None = None) -> Subn
             "probable channel"
         )
     keep = {name: np.flatnonzero(channels) for name, channels in live.items()}
+    members = _members(network, keep)
     small = Network(network.name, network.in_channels)
     blocks: dict[str, np.ndarray] = {}
     for name, node in network.nodes.items():
@@ -101,6 +126,7 @@ def cut(network: Network, mask: Any, optimizer: Optimizer | None = None) -> Subn
         reads = network.inputs[name]
         keep_inputs = [keep[read] for read in reads]
         narrow = node.narrow(keep_inputs, keep[name])
+        narrow.members = members.get(name)
         small.add(name, narrow, *(read for read in reads if keep[read].size))
         full_state = node.state()
         for key, (first, last) in node.axes().items():
@@ -119,10 +145,31 @@ def cut(network: Network, mask: Any, optimizer: Optimizer | None = None) -> Subn
     return sub
 
 
+def _members(network: Network, keep: dict[str, np.ndarray]) -> dict[str, list[int] | None]:
+    """{node: its places in what is left of its group}, None where it writes all of that.
+
+    Nodes of one group may keep different channels: a padded shortcut lacks the new ones, and the
+    last writer of a stream those that nothing reads any more.
+    """
+    numbers = np.arange(network.n_maskable)
+    kept: dict[str, dict[str, np.ndarray]] = {}
+    for name, node in network.nodes.items():
+        own = network.own(name, numbers)
+        if node.group is not None and own is not None and keep[name].size:
+            kept.setdefault(node.group, {})[name] = own[keep[name]]
+    members: dict[str, list[int] | None] = {}
+    for nodes in kept.values():
+        union = np.unique(np.concatenate(list(nodes.values())))
+        for name, own in nodes.items():
+            whole = own.size == union.size
+            members[name] = None if whole else np.searchsorted(union, own).tolist()
+    return members
+
+
 def _flat_index(
     shape: tuple[int, ...], rows: np.ndarray | None, columns: np.ndarray | None
 ) -> np.ndarray:
-    """Flat positions, in a C-contiguous array, of rows of the first and columns of the last axis."""
+    """Flat positions, in a C-contiguous array, of rows (first axis) and columns (last axis)."""
     row_size = int(np.prod(shape[1:]))
     index = (np.arange(shape[0]) if rows is None else rows) * row_size
     if row_size == 1:

@@ -1,0 +1,116 @@
+"""What a training step did: every quantity, for the display, the lessons and `minicst step`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from minicst.sparse.estimators import preconditioner
+from minicst.sparse.masks import score_function
+
+
+@dataclass
+class StepTrace:
+    """One training step.
+
+    A method that has no masks leaves their fields None; a step that doesn't update keep_prob (a
+    later step of a block, fine-tuning) leaves those of the update None.
+
+    Attributes:
+        step: number of the step, from 0.
+        loss_a: L(m), the loss that was back-propagated, nats.
+        loss_b: L(m'), or None.
+        mask_drawn_a: (n,) bool as drawn; the score function takes it.
+        mask_drawn_b: likewise for the second pass.
+        mask_used_a: (n,) bool after empty groups were repaired; the sub-network's.
+        mask_used_b: likewise.
+        repaired: channels switched on by the repair, in both masks.
+        keep_prob_before: (n,) float64, s.
+        gradient: (n,) float64, the estimate of H^alpha grad Phi(s).
+        z: (n,) float64, keep_prob after the optimizer, before the projection.
+        multiplier: of the budget constraint, >= 0.
+        keep_prob: (n,) float64, the new s.
+        precondition_power: alpha.
+        live_channels: {"a": {group: count}, "b": ...}.
+        macs: {phase: {layer: {pass: executed MACs}}}.
+        macs_dense: {layer: {pass: MACs}} of a dense step on the same batch.
+        cost_ratio: mean of fS / fD over the step's forward passes, sampled.
+        passes: (forward, backward) passes of the step.
+        seconds: {phase: seconds}.
+    """
+
+    step: int
+    loss_a: float
+    loss_b: float | None = None
+    mask_drawn_a: np.ndarray | None = None
+    mask_drawn_b: np.ndarray | None = None
+    mask_used_a: np.ndarray | None = None
+    mask_used_b: np.ndarray | None = None
+    repaired: int = 0
+    keep_prob_before: np.ndarray | None = None
+    gradient: np.ndarray | None = None
+    z: np.ndarray | None = None
+    multiplier: float | None = None
+    keep_prob: np.ndarray | None = None
+    precondition_power: float = 0.5
+    live_channels: dict[str, dict[str, int]] = field(default_factory=dict)
+    macs: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
+    macs_dense: dict[str, dict[str, int]] = field(default_factory=dict)
+    cost_ratio: float = 1.0
+    passes: tuple[int, int] = (1, 1)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def score(self) -> np.ndarray | None:
+        """Score function of the first drawn mask: (m - s) / (s (1 - s))."""
+        if self.mask_drawn_a is None or self.keep_prob_before is None:
+            return None
+        return score_function(self.mask_drawn_a, self.keep_prob_before)
+
+    @property
+    def preconditioner(self) -> np.ndarray | None:
+        """Diagonal of H^alpha: (s (1 - s))^alpha."""
+        if self.keep_prob_before is None:
+            return None
+        return preconditioner(self.keep_prob_before, self.precondition_power)
+
+    @property
+    def executed_macs(self) -> int:
+        """MACs that the step executed, all phases, layers and passes."""
+        return sum(
+            count
+            for layers in self.macs.values()
+            for passes in layers.values()
+            for count in passes.values()
+        )
+
+    @property
+    def dense_macs(self) -> int:
+        """MACs of a dense step on the same batch."""
+        return sum(count for passes in self.macs_dense.values() for count in passes.values())
+
+    @property
+    def total_seconds(self) -> float:
+        """Seconds of all phases."""
+        return sum(self.seconds.values())
+
+
+class Stopwatch:
+    """Adds up seconds per phase: `with watch("cut"): ...`."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        """Time what runs inside."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            passed = time.perf_counter() - start
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + passed

@@ -1,0 +1,205 @@
+"""Settings of a training run: one documented dataclass, which is the command line too."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from minicst.methods.base import Hyper
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """Train a network; by default a small VGG on Fashion-MNIST images by Algorithm 1."""
+
+    network: str = "vgg-small"
+    """vgg-small, vgg11, vgg16, vgg19, resnet20, resnet32, resnet56 or mlp."""
+    data: str = "fashion"
+    """fashion (28x28 grey, real), digits (8x8 grey, real) or shapes32 (32x32 color, synthetic).
+    All but vgg-small and mlp get images zero-padded to 32x32."""
+    method: str = "completely-sparse"
+    """completely-sparse (Algorithm 1), dense, or the controls fixed-mask and narrow."""
+    preset: str | None = None
+    """paper (one-sided, no floor, no fine-tuning, Adam 12e-3 on keep_prob) or released-code
+    (symmetric, two backward passes, best of 10 masks, fine-tuning, joint clipping at 3). A preset
+    sets the defaults of these settings; whatever is given beside it wins."""
+    keep_rate: float = 0.5
+    """Share of the maskable channels kept on average: rho, in (0, 1]."""
+    width: float = 1.0
+    """Multiplies every hidden channel count."""
+    residual: Literal["tied", "independent"] = "tied"
+    """Masks at residual adds: one for a stage's stream, or one for every convolution."""
+    shortcut: Literal["A", "B"] = "B"
+    """ResNet shortcuts into a new stage: A pads with zero channels, B is a 1x1 convolution."""
+
+    estimator: str = "vr-pge"
+    """vr-pge (Algorithm 1), vr-pge-symmetric (about half the variance, same cost), pge (one
+    forward pass, hopeless), or coin (a control without information)."""
+    precondition_power: Annotated[float, tyro.conf.arg(aliases=["--alpha"])] = 0.5
+    """alpha of the preconditioner (s (1 - s))^alpha, in [0, 1]. Adam hides it."""
+    keep_prob_optimizer: Literal["adam", "sgd"] = "adam"
+    """Optimizer of keep_prob; sgd where alpha or variance is studied."""
+    keep_prob_lr: float = 0.03
+    """Learning rate of keep_prob. The paper's 12e-3 is for some 59,000 steps."""
+    keep_prob_schedule: Literal["constant", "step", "cosine"] = "cosine"
+    """Schedule of keep_prob's learning rate, over the search."""
+    keep_prob_floor: float = 0.0
+    """keep_prob stays within [floor, 1 - floor]; 0 lets channels be decided for good."""
+    resample_every: int = 1
+    """Draw new masks every so many steps; between, sub-network a trains alone."""
+    backward_masks: Literal[1, 2] = 1
+    """Back-propagate through the first sub-network, or (as the released code) through both."""
+    mask_position: Literal["after-norm", "filter"] = "after-norm"
+    """after-norm: an absent channel is absent, networks are cut. filter: filters times 0/1 before
+    batch norm, as in the paper's formula; beta leaks, and everything runs dense."""
+    final_mask: str = "sample"
+    """Rule for the final network: sample (Algorithm 1), top-k, or best-of-10 (on training data)."""
+    fine_tune: float = 0.0
+    """Share of the epochs, at the end, that train the final sub-network alone, in [0, 1)."""
+
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    """Optimizer of the weights."""
+    lr: float = 0.1
+    """Learning rate of the weights."""
+    momentum: float = 0.9
+    """Momentum of SGD."""
+    nesterov: bool = False
+    """Nesterov's form of momentum."""
+    weight_decay: float = 5e-4
+    """L2 penalty on live entries of all parameters."""
+    schedule: Literal["constant", "step", "cosine"] = "cosine"
+    """Schedule of the weights' learning rate."""
+    warmup: float = 0.0
+    """Share of the steps over which the learning rate rises linearly, in [0, 1)."""
+    label_smoothing: float = 0.0
+    """Share of the target that is spread over all classes, in [0, 1)."""
+    clip_norm: float = 0.0
+    """Largest norm of all gradients together (weights and keep_prob); 0: no clipping."""
+
+    epochs: int = 60
+    """Passes over the training images."""
+    batch_size: int = 64
+    """Images a step."""
+    augment: Literal["none", "crop-flip"] = "crop-flip"
+    """Random crops and left-right flips (not for digits), or images as they are."""
+    recalibration_batches: int = 16
+    """Training batches over which batch norm's statistics are averaged for a final network."""
+    dense_probes: int = 12
+    """Dense steps of the same network timed in between; 0: no saving in seconds."""
+    controls: bool = False
+    """Also train a fixed random mask and a uniformly narrow network of the same MACs."""
+
+    seed: int = 0
+    """Of weights, order, augmentation and masks."""
+    device: Literal["cpu", "cuda", "auto"] = "cpu"
+    """Where to train."""
+    threads: int | None = None
+    """CPU threads; all cores by default. Results don't depend on it, bit for bit."""
+    out: Path | None = None
+    """Folder of the run, which must not exist yet; a new one under runs/ by default."""
+    resume: Path | None = None
+    """Go on with the run in this folder; all other settings come from it."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+    def hyper(self) -> Hyper:
+        """The numbers that the method needs."""
+        known = {field.name for field in fields(Hyper)}
+        return Hyper(**{key: value for key, value in asdict(self).items() if key in known})
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data for settings.json; `from_json` reads it."""
+        return {
+            key: str(value) if isinstance(value, Path) else value
+            for key, value in asdict(self).items()
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> TrainSettings:
+        """Settings of as_json().
+
+        Raises:
+            ValueError: if a setting is unknown.
+        """
+        known = {field.name for field in fields(cls)}
+        if unknown := sorted(data.keys() - known):
+            raise ValueError(f"unknown setting '{unknown[0]}'")
+        data = dict(data)
+        for key in ("out", "resume"):
+            data[key] = None if data.get(key) is None else Path(data[key])
+        return cls(**data)
+
+    def with_preset(self) -> TrainSettings:
+        """Fill in the preset's values where a setting still has its default.
+
+        Raises:
+            ValueError: for an unknown preset.
+        """
+        if self.preset is None:
+            return self
+        if self.preset not in PRESETS:
+            raise ValueError(f"unknown preset '{self.preset}': choose {' or '.join(PRESETS)}")
+        defaults = TrainSettings()
+        changes = {
+            key: value
+            for key, value in PRESETS[self.preset].items()
+            if getattr(self, key) == getattr(defaults, key)
+        }
+        return replace(self, **changes)
+
+    def check(self) -> None:
+        """Check what needs no network.
+
+        Raises:
+            ValueError: names the setting, its value and the rule.
+        """
+        rules = [
+            ("epochs", self.epochs >= 1, "at least 1"),
+            ("batch_size", self.batch_size >= 2, "at least 2 (batch norm needs two images)"),
+            ("fine_tune", 0.0 <= self.fine_tune < 1.0, "a share of the epochs in [0, 1)"),
+            ("keep_prob_floor", 0.0 <= self.keep_prob_floor < 0.5, "in [0, 0.5)"),
+            ("keep_prob_lr", self.keep_prob_lr >= 0.0, "not negative"),
+            ("precondition_power", 0.0 <= self.precondition_power <= 1.0, "in [0, 1]"),
+            ("resample_every", self.resample_every >= 1, "at least 1"),
+            ("recalibration_batches", self.recalibration_batches >= 1, "at least 1"),
+            ("dense_probes", self.dense_probes >= 0, "not negative"),
+            ("threads", self.threads is None or self.threads >= 1, "at least 1"),
+            ("seed", self.seed >= 0, "not negative"),
+            ("label_smoothing", 0.0 <= self.label_smoothing < 1.0, "in [0, 1)"),
+            ("warmup", 0.0 <= self.warmup < 1.0, "in [0, 1)"),
+            ("clip_norm", self.clip_norm >= 0.0, "not negative"),
+        ]
+        for name, holds, rule in rules:
+            if not holds:
+                option = "--" + name.replace("_", "-")
+                raise ValueError(f"{option} {getattr(self, name)}: it must be {rule}")
+        if self.mask_position == "filter" and self.resample_every > 1:
+            raise ValueError("--mask-position filter can't be combined with --resample-every > 1")
+        if self.mask_position == "filter" and self.fine_tune > 0.0:
+            raise ValueError("--mask-position filter can't be combined with --fine-tune")
+        if self.estimator == "pge" and self.backward_masks == 2:
+            raise ValueError("--estimator pge runs one pass: --backward-masks 2 has no second one")
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {
+        "estimator": "vr-pge",
+        "keep_prob_optimizer": "adam",
+        "keep_prob_lr": 12e-3,  # App. B
+        "keep_prob_floor": 0.0,
+        "fine_tune": 0.0,
+        "final_mask": "sample",
+    },
+    "released-code": {
+        "estimator": "vr-pge-symmetric",
+        "keep_prob_optimizer": "adam",
+        "keep_prob_lr": 12e-3,
+        "backward_masks": 2,
+        "clip_norm": 3.0,
+        "final_mask": "best-of-10",
+        "fine_tune": 40 / 340,  # 300 epochs of search, 40 of fine-tuning
+    },
+}

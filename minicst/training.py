@@ -1,0 +1,480 @@
+"""The one loop: trains any method, meters it, logs it, checkpoints it, and sums it up."""
+
+from __future__ import annotations
+
+import json
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+import minicst.functional as F
+from minicst.autograd import Tensor
+from minicst.backend import get_backend
+from minicst.checkpoint import read_arrays, save, write_arrays
+from minicst.data import Batch, Dataset, Loader, load_dataset, test_loader, train_loader
+from minicst.methods import METHODS
+from minicst.methods.base import Method, Plan, build_optimizer, evaluate, recalibrate
+from minicst.methods.completely_sparse import CompletelySparse
+from minicst.methods.dense import Dense, FixedMask, Narrow
+from minicst.methods.trace import StepTrace
+from minicst.models import ANY_SIZE, build
+from minicst.nn import Network, clone
+from minicst.settings import TrainSettings
+from minicst.sparse.accounting import count_macs, expected_macs, train_cost_saving
+
+
+class Stopped(Exception):  # noqa: N818 - not an error: the user asked for it
+    """Training stopped between two steps, and its checkpoint is written."""
+
+
+class Watcher(Protocol):
+    """Who looks on while the loop runs."""
+
+    def started(self, job: Job) -> None:
+        """Everything is built, the first step comes next."""
+
+    def stepped(self, job: Job, trace: StepTrace) -> None:
+        """A step was taken."""
+
+    def epoch_ended(self, job: Job, row: dict[str, Any]) -> None:
+        """An epoch ended; row is its line of metrics.jsonl."""
+
+    def says(self, text: str) -> None:
+        """Something worth a line happened."""
+
+
+class Silent:
+    """Look on without a word."""
+
+    def started(self, job: Job) -> None:
+        """Say nothing."""
+
+    def stepped(self, job: Job, trace: StepTrace) -> None:
+        """Say nothing."""
+
+    def epoch_ended(self, job: Job, row: dict[str, Any]) -> None:
+        """Say nothing."""
+
+    def says(self, text: str) -> None:
+        """Say nothing."""
+
+
+@dataclass
+class Totals:
+    """Running sums of a run; part of the checkpoint.
+
+    Attributes:
+        epoch: epochs that are complete.
+        batch: batches of the current epoch that are done.
+        executed: MACs executed in training steps, recalibration included.
+        executed_dense: MACs that dense training would have executed in as many steps.
+        paper_cost: sum over steps of (forwards + 2 backwards) fS / fD.
+        ratio_sum: sum over steps of the mean fS / fD of the forward passes.
+        step_seconds: of all training steps, data loading excluded.
+        dense_seconds: of the dense steps timed in between.
+        scores: test accuracies at the end of the search, by kind of final mask.
+        epoch_sums: sums over the current epoch's steps.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    executed: int = 0
+    executed_dense: int = 0
+    paper_cost: float = 0.0
+    ratio_sum: float = 0.0
+    steps: int = 0
+    step_seconds: float = 0.0
+    dense_seconds: list[float] = field(default_factory=list)
+    scores: dict[str, list[float]] = field(default_factory=dict)
+    epoch_sums: dict[str, float] = field(default_factory=dict)
+
+    def add(self, trace: StepTrace) -> None:
+        """Count one training step."""
+        forwards, backwards = trace.passes
+        self.steps += 1
+        self.executed += trace.executed_macs
+        self.executed_dense += trace.dense_macs
+        self.paper_cost += (forwards + 2 * backwards) * trace.cost_ratio
+        self.ratio_sum += trace.cost_ratio
+        self.step_seconds += trace.total_seconds
+        sums = {
+            "steps": 1.0,
+            "loss_a": trace.loss_a,
+            "seconds": trace.total_seconds,
+            "macs": float(trace.executed_macs),
+            "repaired": float(trace.repaired),
+            "ratio": trace.cost_ratio,
+        }
+        if trace.loss_b is not None:
+            sums |= {
+                "paired": 1.0,
+                "loss_b": trace.loss_b,
+                "difference_squared": (trace.loss_a - trace.loss_b) ** 2,
+            }
+        for key, value in sums.items():
+            self.epoch_sums[key] = self.epoch_sums.get(key, 0.0) + value
+
+
+@dataclass
+class Job:
+    """All that a run is made of."""
+
+    settings: TrainSettings
+    dataset: Dataset
+    loader: Loader
+    network: Network
+    method: Method
+    plan: Plan
+    totals: Totals
+    probe: DenseProbe
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Training steps an epoch."""
+        return len(self.loader)
+
+    def recalibration_batches(self) -> list[Batch]:
+        """Training batches for batch norm's statistics, always the same ones, not augmented."""
+        data, settings = self.dataset, self.settings
+        plain = train_loader(data, settings.batch_size, settings.seed, "none", prefetch=False)
+        # An epoch number that training never reaches keys an order of its own.
+        return list(islice(plain.epoch(2**31), settings.recalibration_batches))
+
+    def test_batches(self) -> Iterable[Batch]:
+        """All test images, in order."""
+        return test_loader(self.dataset, 250, prefetch=False).epoch(0)
+
+
+class DenseProbe:
+    """Times dense steps of the same network, on a copy, in between the training steps."""
+
+    def __init__(self, network: Network, settings: TrainSettings) -> None:
+        self.network = clone(network)
+        hyper = settings.hyper()
+        self.optimizer = build_optimizer(hyper.optimizer, self.network, hyper)
+        self.warm = False
+
+    def time(self, batch: Batch) -> float:
+        """Seconds of one dense step: forward, backward, update. The first call warms up."""
+        if not self.warm:
+            self._step(batch)
+            self.warm = True
+        start = time.perf_counter()
+        self._step(batch)
+        return time.perf_counter() - start
+
+    def _step(self, batch: Batch) -> None:
+        meter = get_backend().meter
+        with meter.in_phase("probe"):
+            self.optimizer.zero_grad()
+            logits = self.network(Tensor(batch.images), training=True)
+            F.cross_entropy(logits, batch.labels).backward()
+            self.optimizer.step()
+
+
+def model_options(settings: TrainSettings, dataset: Dataset) -> dict[str, Any]:
+    """Arguments of models.build for these settings."""
+    return {
+        "name": settings.network,
+        "num_classes": dataset.num_classes,
+        "in_channels": dataset.input_shape[2],
+        "width": settings.width,
+        "residual": settings.residual,
+        "shortcut": settings.shortcut,
+        "image_size": dataset.input_shape[0],
+        "seed": settings.seed,
+    }
+
+
+def prepare(settings: TrainSettings, target_macs: float | None = None) -> Job:
+    """Build data, network and method.
+
+    Args:
+        settings: preset already applied.
+        target_macs: for the controls, MACs of a forward pass to come close to.
+
+    Raises:
+        ValueError: if a setting is impossible.
+    """
+    settings.check()
+    get_backend(settings.device, settings.threads)
+    pad_to = None if settings.network in ANY_SIZE else 32
+    dataset = load_dataset(settings.data, pad_to=pad_to)
+    # Mirrored digits are other signs or none, so they are never flipped.
+    augment = "none" if settings.data == "digits" else settings.augment
+    loader = train_loader(dataset, settings.batch_size, settings.seed, augment)
+    options = model_options(settings, dataset)
+    network = build(**options)
+    network.shapes(dataset.input_shape)
+    search_epochs = settings.epochs - round(settings.epochs * settings.fine_tune)
+    if settings.method != CompletelySparse.name or search_epochs < 1:
+        search_epochs = settings.epochs
+    plan = Plan(
+        total_steps=settings.epochs * len(loader),
+        search_steps=search_epochs * len(loader),
+        batch_size=settings.batch_size,
+        input_shape=dataset.input_shape,
+    )
+    hyper = settings.hyper()
+    method: Method
+    if settings.method == CompletelySparse.name:
+        method = CompletelySparse(network, hyper, plan)
+    elif settings.method == Dense.name:
+        method = Dense(network, hyper, plan)
+    elif settings.method == FixedMask.name:
+        method = FixedMask(network, hyper, plan, target_macs)
+    elif settings.method == Narrow.name:
+        method = Narrow(network, hyper, plan, options, target_macs)
+    else:
+        raise ValueError(
+            f"unknown method '{settings.method}': choose one of {', '.join(METHODS)}"
+        )
+    probe = DenseProbe(network, settings)
+    return Job(settings, dataset, loader, network, method, plan, Totals(), probe)
+
+
+def train(
+    job: Job,
+    folder: Path | None = None,
+    watcher: Watcher | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> tuple[Network, dict[str, Any]]:
+    """Run the job from where it stands to its end.
+
+    Args:
+        job: from prepare(), or from resume().
+        folder: of the run, existing; None writes nothing.
+        watcher: looks on.
+        stop: asked after every step; if true, the checkpoint is written and Stopped raised.
+
+    Returns:
+        The final small network and the summary.
+
+    Raises:
+        Stopped: see above.
+        ValueError: if the loss isn't finite or a file can't be written.
+    """
+    watcher = watcher or Silent()
+    method, totals, settings = job.method, job.totals, job.settings
+    watcher.started(job)
+    for epoch in range(totals.epoch, settings.epochs):
+        for batch in job.loader.epoch(epoch, start=totals.batch):
+            if method.step == job.plan.search_steps < job.plan.total_steps:
+                assert isinstance(method, CompletelySparse)
+                _score_candidates(job, watcher)
+                method.start_fine_tuning(job.recalibration_batches())
+            if _probe_is_due(job):
+                totals.dense_seconds.append(job.probe.time(batch))
+            trace = method.train_step(batch)
+            totals.add(trace)
+            totals.batch += 1
+            watcher.stepped(job, trace)
+            if stop() and totals.batch < job.steps_per_epoch:
+                _write_checkpoint(job, folder)
+                raise Stopped
+        method.end_epoch()
+        row = _epoch_row(job)
+        totals.epoch, totals.batch, totals.epoch_sums = epoch + 1, 0, {}
+        if folder is not None:
+            with open(folder / "metrics.jsonl", "a") as file:
+                file.write(json.dumps(row) + "\n")
+        _write_checkpoint(job, folder)
+        watcher.epoch_ended(job, row)
+        if stop() and totals.epoch < settings.epochs:
+            raise Stopped
+    if not totals.scores:
+        _score_candidates(job, watcher)
+    network = method.finalize(_metered(job, job.recalibration_batches()))
+    totals.executed += get_backend().meter.total("recalibrate")
+    summary = summarize(job, network)
+    if folder is not None:
+        save(network, folder / "network.npz")
+        (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    return network, summary
+
+
+def _metered(job: Job, batches: list[Batch]) -> list[Batch]:
+    """Start the meter's count of what comes now."""
+    get_backend().meter.reset()
+    return batches
+
+
+def _probe_is_due(job: Job) -> bool:
+    probes = job.settings.dense_probes
+    if probes == 0:
+        return False
+    every = max(job.plan.total_steps // probes, 1)
+    return job.method.step % every == every // 2
+
+
+def _score_candidates(job: Job, watcher: Watcher) -> None:
+    """Test accuracy of each candidate, batch norm recalibrated; it decides nothing."""
+    meter = get_backend().meter
+    meter.reset()
+    candidates = job.method.candidates()
+    if not candidates:
+        return
+    watcher.says("scoring sampled masks and the most probable channels")
+    batches = job.recalibration_batches()
+    tests = list(job.test_batches())
+    for kind, networks in candidates.items():
+        job.totals.scores[kind] = []
+        for network in networks:
+            recalibrate(network, batches)
+            job.totals.scores[kind].append(evaluate(network, tests)[0])
+    job.totals.executed += meter.total("recalibrate")
+
+
+def _epoch_row(job: Job) -> dict[str, Any]:
+    """One line of metrics.jsonl."""
+    sums, method = job.totals.epoch_sums, job.method
+    n = max(sums.get("steps", 1.0), 1.0)
+    row: dict[str, Any] = {
+        "epoch": job.totals.epoch + 1,
+        "step": method.step,
+        "loss_a": sums["loss_a"] / n,
+        "lr": method.lr(),
+        "macs_ratio": sums["ratio"] / n,
+        "executed_macs": int(sums["macs"]),
+        "step_seconds": sums["seconds"] / n,
+    }
+    if sums.get("paired"):
+        row["loss_b"] = sums["loss_b"] / sums["paired"]
+        row["loss_difference_rms"] = (sums["difference_squared"] / sums["paired"]) ** 0.5
+    if isinstance(method, CompletelySparse):
+        s = method.keep_prob
+        row |= {
+            "keep_prob_sum": float(s.sum()),
+            "keep_prob_near_0": float((s < 0.01).mean()),
+            "keep_prob_near_1": float((s > 0.99).mean()),
+            "macs_expected": expected_macs(job.network, job.plan.input_shape, s),
+            "repaired": int(sums["repaired"]),
+            "searching": method.searching,
+        }
+    return row
+
+
+def summarize(job: Job, network: Network) -> dict[str, Any]:
+    """Return summary.json's content for the final network."""
+    settings, totals, method = job.settings, job.totals, job.method
+    shape = job.plan.input_shape
+    final, dense = count_macs(network, shape), method.dense_count
+    accuracy, loss = evaluate(network, job.test_batches())
+    samples, top_k = totals.scores.get("samples"), totals.scores.get("top_k")
+    step_seconds = totals.step_seconds / max(totals.steps, 1)
+    dense_seconds = statistics.median(totals.dense_seconds) if totals.dense_seconds else None
+    summary: dict[str, Any] = {
+        "method": settings.method,
+        "network": settings.network,
+        "data": settings.data,
+        "seed": settings.seed,
+        "device": settings.device,
+        "threads": get_backend().threads,
+        "epochs": settings.epochs,
+        "steps": totals.steps,
+        "keep_rate": settings.keep_rate,
+        "estimator": settings.estimator,
+        "test_images": len(job.dataset.test_labels),
+        "test_accuracy": accuracy,
+        "test_loss": loss,
+        "test_accuracy_samples": None
+        if not samples
+        else {
+            "mean": statistics.mean(samples),
+            "sd": statistics.stdev(samples) if len(samples) > 1 else 0.0,
+            "n": len(samples),
+        },
+        "test_accuracy_top_k": top_k[0] if top_k else None,
+        "params": final.params,
+        "params_dense": dense.params,
+        "macs": final.macs,
+        "macs_dense": dense.macs,
+        "macs_ratio_mean": totals.ratio_sum / max(totals.steps, 1),
+        "executed_macs": totals.executed,
+        "executed_macs_dense": totals.executed_dense,
+        "train_cost_saving_paper": 3.0 * totals.steps / totals.paper_cost,
+        "train_cost_saving_executed": totals.executed_dense / totals.executed,
+        "step_seconds": step_seconds,
+        "dense_step_seconds": dense_seconds,
+        "time_saving": dense_seconds / step_seconds if dense_seconds else None,
+        "peak_memory_bytes": peak_memory_bytes(),
+        "peak_memory_is": "largest resident set of the process so far",
+    }
+    if isinstance(method, CompletelySparse):
+        s = method.keep_prob
+        summary |= {
+            "keep_prob_sum": float(s.sum()),
+            "budget": method.budget,
+            "keep_prob_near_0": float((s < 0.01).mean()),
+            "keep_prob_near_1": float((s > 0.99).mean()),
+            "repaired": method.repaired,
+        }
+    return summary
+
+
+def peak_memory_bytes() -> int:
+    """Largest resident set of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def run_controls(job: Job, target_macs: int, watcher: Watcher) -> dict[str, dict[str, Any]]:
+    """Train a fixed random mask and a narrow network of the same MACs, same steps and seed."""
+    from dataclasses import replace
+
+    results = {}
+    for name in (FixedMask.name, Narrow.name):
+        watcher.says(f"control: training '{name}' at the same MACs")
+        control = prepare(replace(job.settings, method=name, dense_probes=0), target_macs)
+        results[name] = train(control)[1]
+    return results
+
+
+def _write_checkpoint(job: Job, folder: Path | None) -> None:
+    if folder is None:
+        return
+    header = {"settings": job.settings.as_json(), "totals": asdict(job.totals)}
+    write_arrays(folder / "checkpoint.npz", "checkpoint", header, job.method.state())
+
+
+def resume(folder: Path) -> Job:
+    """Rebuild the job of a run folder, at the position of its checkpoint.
+
+    metrics.jsonl is cut back to the epochs that the checkpoint knows.
+
+    Raises:
+        ValueError: if the folder or its checkpoint is missing, damaged or foreign.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"there is no run folder {folder}: --resume takes a folder of a run")
+    header, arrays = read_arrays(folder / "checkpoint.npz", "checkpoint")
+    try:
+        settings = TrainSettings.from_json(header["settings"])
+        totals = Totals(**header["totals"])
+        job = prepare(settings)
+        job.method.load_state(arrays)
+        job.totals = totals
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder / 'checkpoint.npz'} can't be resumed: {error}") from error
+    metrics = folder / "metrics.jsonl"
+    lines = metrics.read_text().splitlines()[: totals.epoch] if metrics.exists() else []
+    metrics.write_text("".join(line + "\n" for line in lines))
+    return job
+
+
+def history(folder: Path) -> list[dict[str, Any]]:
+    """Rows of metrics.jsonl."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def polarised(keep_prob: np.ndarray) -> float:
+    """Share of keep_prob within 0.01 of 0 or 1."""
+    return float(((keep_prob < 0.01) | (keep_prob > 0.99)).mean())
