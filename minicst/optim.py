@@ -148,7 +148,9 @@ class Adam(Optimizer):
         if not all(0.0 <= beta < 1.0 for beta in betas):
             raise ValueError(f"betas {betas} must be in [0, 1)")
         if not eps > 0.0 or not weight_decay >= 0.0:
-            raise ValueError(f"eps {eps} must be positive and weight decay {weight_decay} not negative")
+            raise ValueError(
+                f"eps {eps} must be positive and weight decay {weight_decay} not negative"
+            )
         super().__init__(parameters, lr)
         self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
 

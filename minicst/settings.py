@@ -16,10 +16,10 @@ class TrainSettings:
     """Train a network; by default a small VGG on Fashion-MNIST images by Algorithm 1."""
 
     network: str = "vgg-small"
-    """vgg-small, vgg11, vgg16, vgg19, resnet20, resnet32, resnet56 or mlp."""
+    """vgg-tiny, vgg-small, vgg11, vgg16, vgg19, resnet20, resnet32, resnet56 or mlp."""
     data: str = "fashion"
     """fashion (28x28 grey, real), digits (8x8 grey, real) or shapes32 (32x32 color, synthetic).
-    All but vgg-small and mlp get images zero-padded to 32x32."""
+    All but vgg-tiny, vgg-small and mlp get images zero-padded to 32x32."""
     method: str = "completely-sparse"
     """completely-sparse (Algorithm 1), dense, or the controls fixed-mask and narrow."""
     preset: str | None = None
@@ -89,6 +89,8 @@ class TrainSettings:
     """Training batches over which batch norm's statistics are averaged for a final network."""
     dense_probes: int = 12
     """Dense steps of the same network timed in between; 0: no saving in seconds."""
+    planted: bool = False
+    """Replace half of every group's channels by noise: the structure that is to be found."""
     controls: bool = False
     """Also train a fixed random mask and a uniformly narrow network of the same MACs."""
 
@@ -180,6 +182,8 @@ class TrainSettings:
             raise ValueError("--mask-position filter can't be combined with --resample-every > 1")
         if self.mask_position == "filter" and self.fine_tune > 0.0:
             raise ValueError("--mask-position filter can't be combined with --fine-tune")
+        if self.planted and (self.method == "narrow" or self.controls):
+            raise ValueError("--planted has no narrow network of its own: leave out --controls")
         if self.estimator == "pge" and self.backward_masks == 2:
             raise ValueError("--estimator pge runs one pass: --backward-masks 2 has no second one")
 

@@ -26,7 +26,8 @@ from minicst.methods.completely_sparse import CompletelySparse
 from minicst.methods.dense import Dense, FixedMask, Narrow
 from minicst.methods.trace import StepTrace
 from minicst.models import ANY_SIZE, build
-from minicst.nn import Network, clone
+from minicst.nn import ChannelNoise, Network, clone
+from minicst.randomness import rng_for
 from minicst.settings import TrainSettings
 from minicst.sparse.accounting import count_macs, expected_macs, train_cost_saving
 
@@ -130,7 +131,7 @@ class Job:
     settings: TrainSettings
     dataset: Dataset
     loader: Loader
-    network: Network
+    full_network: Network
     method: Method
     plan: Plan
     totals: Totals
@@ -194,6 +195,16 @@ def model_options(settings: TrainSettings, dataset: Dataset) -> dict[str, Any]:
     }
 
 
+def plant(network: Network, seed: int) -> None:
+    """Replace half of the channels of every maskable unit by noise, drawn from `seed`."""
+    for name, unit in network.units().items():
+        if unit.group is not None and unit.norm is not None:
+            channels = np.arange(unit.transform.c_out)
+            order = rng_for(seed, "planted", name).permutation(channels.size)
+            bad = order < channels.size // 2
+            unit.noise = ChannelNoise(seed, name, bad, channels)
+
+
 def prepare(settings: TrainSettings, target_macs: float | None = None) -> Job:
     """Build data, network and method.
 
@@ -214,6 +225,8 @@ def prepare(settings: TrainSettings, target_macs: float | None = None) -> Job:
     options = model_options(settings, dataset)
     network = build(**options)
     network.shapes(dataset.input_shape)
+    if settings.planted:
+        plant(network, settings.seed)
     search_epochs = settings.epochs - round(settings.epochs * settings.fine_tune)
     if settings.method != CompletelySparse.name or search_epochs < 1:
         search_epochs = settings.epochs
@@ -355,7 +368,7 @@ def _epoch_row(job: Job) -> dict[str, Any]:
             "keep_prob_sum": float(s.sum()),
             "keep_prob_near_0": float((s < 0.01).mean()),
             "keep_prob_near_1": float((s > 0.99).mean()),
-            "macs_expected": expected_macs(job.network, job.plan.input_shape, s),
+            "macs_expected": expected_macs(job.full_network, job.plan.input_shape, s),
             "repaired": int(sums["repaired"]),
             "searching": method.searching,
         }

@@ -91,7 +91,9 @@ def batch_norm(
     if training:
         n = x.size // c if c else 0
         if c and not n:
-            raise ValueError(f"batch_norm in training of shape {x.shape}: there is nothing to average")
+            raise ValueError(
+                f"batch_norm in training of shape {x.shape}: there is nothing to average"
+            )
         data = xp.ascontiguousarray(x.data)
         mean, variance = backend.batch_norm_statistics(data)
         if running_mean is not None:

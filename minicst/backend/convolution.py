@@ -10,13 +10,13 @@ The columns of a chunk stay in the cache of one core; nothing of size n oh ow kh
 from __future__ import annotations
 
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
 
 from minicst.backend.base import Backend, conv_output_size
 from minicst.backend.chunks import COLUMN_BYTES, split
 from minicst.backend.pool import WorkerPool, Workspace
 
 MIN_CHUNKS = 4  # so that two to four threads share even a small batch evenly
+SHORT_RUN = 8  # numbers; grey images give runs of 3
 BIG_WEIGHT_BYTES = 1 << 20  # from here on, partial sums of grad_weight cost more than they gain
 
 
@@ -219,24 +219,27 @@ class ConvolutionOps(Backend):
         if padding:
             shape = (n, h + 2 * padding, w + 2 * padding, c)
             padded = self.workspace.get("padded", shape, x.dtype)
-            padded[:, :padding] = 0
-            padded[:, -padding:] = 0
-            padded[:, :, :padding] = 0
-            padded[:, :, -padding:] = 0
+            padded.fill(0)  # one call: four for the border alone take longer
             padded[:, padding:-padding, padding:-padding] = x
         else:
             padded = np.ascontiguousarray(x)
         sn, sh, sw, _ = padded.strides
         sc = padded.itemsize  # a contiguous array with one channel may call this stride 0
         # One row of a window, kw pixels of c channels, is contiguous: it is copied in one run.
-        windows = as_strided(
-            padded,
+        # (numpy's as_strided does the same, slowly and holding the interpreter lock.)
+        windows = np.ndarray(
             (n, oh, ow, kh, kw * c),
-            (sn, stride * sh, stride * sw, sh, sc),
-            writeable=False,
+            x.dtype,
+            buffer=padded,
+            strides=(sn, stride * sh, stride * sw, sh, sc),
         )
         col = self.workspace.get("columns", (n, oh, ow, kh, kw * c), x.dtype)
-        np.copyto(col, windows)
+        if kw * c < SHORT_RUN:  # a run costs some 10 ns however short: go along the pixels instead
+            for ky in range(kh):
+                for i in range(kw * c):
+                    np.copyto(col[..., ky, i], windows[..., ky, i])
+        else:
+            np.copyto(col, windows)
         return col.reshape(n * oh * ow, kh * kw * c)
 
     def _sum_parts(self, partial: np.ndarray) -> np.ndarray:

@@ -46,7 +46,7 @@ class NormalizationOps(Backend):
             means[i] = mean
             squares[i] = (ones @ deviation).reshape(r, c).sum(axis=0, dtype=float)
 
-        self.pool.run(len(chunks), task)
+        self.pool.run(len(chunks), task, x.nbytes)
         total = count.sum()
         mean = (means * count).sum(axis=0) / total
         variance = (squares + count * (means - mean) ** 2).sum(axis=0) / total
@@ -77,7 +77,7 @@ class NormalizationOps(Backend):
             if relu:
                 np.maximum(block, 0, out=block)
 
-        self.pool.run(len(chunks), task)
+        self.pool.run(len(chunks), task, x.nbytes)
         return out
 
     def batch_norm_backward(
@@ -136,7 +136,7 @@ class NormalizationOps(Backend):
             sum_g[i] = (ones @ g).reshape(r, c).sum(axis=0, dtype=float)
             sum_gx[i] = (ones @ work).reshape(r, c).sum(axis=0, dtype=float)
 
-        self.pool.run(len(chunks), reduce)
+        self.pool.run(len(chunks), reduce, x.nbytes)
         grad_beta = sum_g.sum(axis=0)
         grad_gamma = sum_gx.sum(axis=0) * inv_std
         n = max(x.size // c if c else 0, 1)
@@ -156,7 +156,7 @@ class NormalizationOps(Backend):
                 np.add(work, offset, out=work)
                 np.add(g, work, out=g)
 
-        self.pool.run(len(chunks), apply)
+        self.pool.run(len(chunks), apply, x.nbytes)
         return grad_x, grad_gamma.astype(x.dtype), grad_beta.astype(x.dtype)
 
 

@@ -145,7 +145,7 @@ class NumpyBackend(ConvolutionOps, NormalizationOps, PoolingOps):
             start, stop = chunks[i]
             operation(*(a[start:stop] for a in flat))
 
-        self.pool.run(len(chunks), task)
+        self.pool.run(len(chunks), task, flat[0].nbytes)
 
 
 def available_cores() -> int:

@@ -9,7 +9,7 @@ from minicst.randomness import rng_for
 
 NETWORKS = (*VGG_LAYERS, *BLOCKS, "mlp")
 # Five poolings need 32 pixels, and the ResNets' counts are quoted for 32. These take any images:
-ANY_SIZE = ("vgg-small", "mlp")
+ANY_SIZE = ("vgg-tiny", "vgg-small", "mlp")
 
 __all__ = ["ANY_SIZE", "NETWORKS", "build"]
 

@@ -71,7 +71,7 @@ class Module:
                     f"{name} has shape {array.shape} here and {np.shape(state[name])} in the state"
                 )
         for name, array in own.items():  # only now: a state that doesn't fit changes nothing
-            array[...] = array.dtype.type(0) + state[name]
+            array[...] = state[name]
 
     def astype(self, dtype: Any) -> Module:
         """Convert parameters and buffers in place (float64 for gradient checks); return self."""

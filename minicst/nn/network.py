@@ -225,12 +225,6 @@ class Network(Module):
 def clone(network: Network) -> Network:
     """Return an independent copy: same wiring, same values, same planted noise."""
     copy = Network.from_spec(network.spec())
-    for (_, old), (_, new) in zip(network.named_parameters(), copy.named_parameters(), strict=True):
-        new.data = old.data.copy()
-    for node, twin in zip(network.nodes.values(), copy.nodes.values(), strict=True):
-        if isinstance(node, Unit) and isinstance(twin, Unit):
-            twin.noise = node.noise
-            if node.norm is not None and twin.norm is not None:
-                twin.norm.running_mean = np.array(node.norm.running_mean)
-                twin.norm.running_var = np.array(node.norm.running_var)
+    copy.astype(network.parameters()[0].dtype)
+    copy.load_state(network.state())
     return copy

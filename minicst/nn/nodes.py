@@ -180,6 +180,8 @@ class Unit(Node):
             }
         if self.norm is not None:
             config |= {"momentum": self.norm.momentum, "eps": self.norm.eps}
+        if self.noise is not None:
+            config["noise"] = self.noise.config()
         return config
 
     @classmethod
@@ -198,6 +200,7 @@ class Unit(Node):
         members: list[int] | None = None,
         momentum: float = 0.1,
         eps: float = 1e-5,
+        noise: dict[str, Any] | None = None,
         rng: np.random.Generator | None = None,
     ) -> Unit:
         """Build a unit from sizes; kernel=None makes it linear. Arguments as config() gives."""
@@ -253,10 +256,9 @@ class Unit(Node):
                 f"a convolution in {config['groups']} groups can't be cut by channel: only "
                 "groups = 1 and depthwise (one group a channel) can"
             )
-        small = Unit.create(**config)
         if self.noise is not None:
-            small.noise = self.noise.narrow(keep_out)
-        return small
+            config["noise"] = self.noise.narrow(keep_out).config()
+        return Unit.create(**config)
 
     def axes(self) -> dict[str, Axes]:
         """Weights run from input to output channels, the rest has one number an output channel."""
@@ -288,9 +290,9 @@ class ChannelNoise:
         channels: (c,) numbers of these channels in the full network.
     """
 
-    def __init__(self, seed: int, layer: str, bad: np.ndarray, channels: np.ndarray) -> None:
+    def __init__(self, seed: int, layer: str, bad: Any, channels: Any) -> None:
         self.seed, self.layer = seed, layer
-        self.bad, self.channels = bad, channels
+        self.bad, self.channels = np.asarray(bad, bool), np.asarray(channels, np.intp)
 
     def __call__(self, z: Tensor, step: int, live: np.ndarray | None) -> Tensor:
         """Replace the noisy channels of z (n, h, w, c); absent channels stay 0."""
@@ -304,6 +306,15 @@ class ChannelNoise:
     def narrow(self, keep: np.ndarray) -> ChannelNoise:
         """Return the same noise for the kept channels."""
         return ChannelNoise(self.seed, self.layer, self.bad[keep], self.channels[keep])
+
+    def config(self) -> dict[str, Any]:
+        """Arguments as plain data."""
+        return {
+            "seed": self.seed,
+            "layer": self.layer,
+            "bad": self.bad.tolist(),
+            "channels": self.channels.tolist(),
+        }
 
 
 class Pool(Node):
@@ -393,7 +404,7 @@ class Flatten(Node):
 
     def readers(self, live_out: Live) -> list[Live]:
         """A channel is read if it is at any pixel."""
-        return [np.logical_or.reduce(live_out.reshape(self.pixels, -1), axis=0)]
+        return [np.asarray(live_out.reshape(self.pixels, -1).any(axis=0))]
 
 
 class Shortcut(Node):
@@ -558,7 +569,8 @@ class Add(Node):
             position = np.searchsorted(keep_out, full)
             whole = len(position) == len(keep_out)
             places.append(None if whole else position.tolist())
-        return Add(len(keep_out), places, self.relu)
+        all_whole = all(place is None for place in places)
+        return Add(len(keep_out), None if all_whole else places, self.relu)
 
 
 KINDS: dict[str, type[Node]] = {

@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from minicst.nn import INPUT, Add, Network
+from minicst.nn import INPUT, Add, Network, Unit
 from minicst.nn.nodes import Live
 
 
@@ -19,7 +19,8 @@ def propagate(network: Network, mask: np.ndarray | None) -> dict[str, Live]:
     """Return the live output channels of every node.
 
     Forward: a filter is live if its mask is 1 and something live comes in; a stream's channel is
-    live where any of its writers is. Backward: what no live node reads is not live.
+    live where any of its writers is. Backward: what no live node reads is not live; a pool, an add
+    or a shortcut has the channels of its inputs as long as any is read.
 
     Paper: Sec. 4.2.1, neither the gradient nor the error passes a pruned channel [sec421-w]
 
@@ -33,7 +34,8 @@ def propagate(network: Network, mask: np.ndarray | None) -> dict[str, Live]:
     Raises:
         ValueError: if the mask has another length or other values.
     """
-    live = _forward(network, as_mask(network, mask))
+    mask = as_mask(network, mask)
+    live = _forward(network, mask)
     needed = {name: np.zeros(channels.size, bool) for name, channels in live.items()}
     needed[network.output][:] = True
     for name in reversed(network.nodes):
@@ -42,6 +44,12 @@ def propagate(network: Network, mask: np.ndarray | None) -> dict[str, Live]:
         wanted = reads if len(reads) > 1 else repeat(reads[0])
         for source, channels in zip(network.inputs[name], wanted, strict=False):
             needed[source][: channels.size] |= channels
+    # What passes channels on has those of its inputs: another reader may need more of an input
+    # than this node's readers do, and an add or a pool drops no channel.
+    for name, node in network.nodes.items():
+        if live[name].any() and not isinstance(node, Unit):
+            reads = [live[read] for read in network.inputs[name]]
+            live[name] = node.alive(reads, network.own(name, mask))
     return live
 
 
