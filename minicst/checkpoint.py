@@ -102,5 +102,7 @@ def load(path: str | Path) -> Network:
         network.astype(np.dtype(header["dtype"]))
         network.load_state(arrays)
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} doesn't describe a network that this minicst knows: {error}") from error
+        raise ValueError(
+            f"{path} doesn't describe a network that this minicst knows: {error}"
+        ) from error
     return network

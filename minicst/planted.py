@@ -1,8 +1,8 @@
 """Planted structure: does the estimator find the good channels, or is it luck?
 
 In half of the channels of every group, the output after batch norm is noise. Accuracy alone proves
-nothing on small data: with a coin for the sign of L(m) - L(m') keep_prob polarises by its own noise.
-What counts is the share of keep_prob on the good channels.
+nothing on small data: with a coin for the sign of L(m) - L(m'), keep_prob polarises by its own
+noise. What counts is the share of keep_prob on the good channels.
 """
 
 from __future__ import annotations
@@ -158,4 +158,3 @@ def save_planted(results: dict[str, Any], path: Path) -> None:
 
     plot_planted(results, path)
     path.with_suffix(".json").write_text(json.dumps(results, indent=2) + "\n")
-

@@ -8,7 +8,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,10 +29,10 @@ from minicst.models import ANY_SIZE, build
 from minicst.nn import ChannelNoise, Network, clone
 from minicst.randomness import rng_for
 from minicst.settings import TrainSettings
-from minicst.sparse.accounting import count_macs, expected_macs, train_cost_saving
+from minicst.sparse.accounting import count_macs, expected_macs
 
 
-class Stopped(Exception):  # noqa: N818 - not an error: the user asked for it
+class Stopped(Exception):
     """Training stopped between two steps, and its checkpoint is written."""
 
 
@@ -247,9 +247,7 @@ def prepare(settings: TrainSettings, target_macs: float | None = None) -> Job:
     elif settings.method == Narrow.name:
         method = Narrow(network, hyper, plan, options, target_macs)
     else:
-        raise ValueError(
-            f"unknown method '{settings.method}': choose one of {', '.join(METHODS)}"
-        )
+        raise ValueError(f"unknown method '{settings.method}': choose one of {', '.join(METHODS)}")
     probe = DenseProbe(network, settings)
     return Job(settings, dataset, loader, network, method, plan, Totals(), probe)
 
@@ -441,8 +439,6 @@ def peak_memory_bytes() -> int:
 
 def run_controls(job: Job, target_macs: int, watcher: Watcher) -> dict[str, dict[str, Any]]:
     """Train a fixed random mask and a narrow network of the same MACs, same steps and seed."""
-    from dataclasses import replace
-
     results = {}
     for name in (FixedMask.name, Narrow.name):
         watcher.says(f"control: training '{name}' at the same MACs")
@@ -458,10 +454,14 @@ def _write_checkpoint(job: Job, folder: Path | None) -> None:
     write_arrays(folder / "checkpoint.npz", "checkpoint", header, job.method.state())
 
 
-def resume(folder: Path) -> Job:
+def resume(folder: Path, threads: int | None = None) -> Job:
     """Rebuild the job of a run folder, at the position of its checkpoint.
 
     metrics.jsonl is cut back to the epochs that the checkpoint knows.
+
+    Args:
+        folder: of the run.
+        threads: number of CPU threads from now on; None: as before.
 
     Raises:
         ValueError: if the folder or its checkpoint is missing, damaged or foreign.
@@ -471,6 +471,8 @@ def resume(folder: Path) -> Job:
     header, arrays = read_arrays(folder / "checkpoint.npz", "checkpoint")
     try:
         settings = TrainSettings.from_json(header["settings"])
+        if threads is not None:
+            settings = replace(settings, threads=threads)
         totals = Totals(**header["totals"])
         job = prepare(settings)
         job.method.load_state(arrays)

@@ -219,7 +219,9 @@ def clip_gradients(
     """
     if max_norm <= 0.0:
         return extra
-    square = sum(float((p.grad**2).sum()) for p in optimizer.parameters.values() if p.grad is not None)
+    square = sum(
+        float((p.grad**2).sum()) for p in optimizer.parameters.values() if p.grad is not None
+    )
     if extra is not None:
         square += float((extra**2).sum())
     factor = max_norm / (math.sqrt(square) + 1e-6)

@@ -72,8 +72,7 @@ class CompletelySparse(Method):
             self._s_optimizer = SGD({"s": self._s}, hyper.keep_prob_lr)
         else:
             raise ValueError(
-                f"unknown optimizer of keep_prob '{hyper.keep_prob_optimizer}': "
-                "choose adam or sgd"
+                f"unknown optimizer of keep_prob '{hyper.keep_prob_optimizer}': choose adam or sgd"
             )
         # A floor must leave the budget feasible; rho = 1 means that nothing is ever masked.
         self.lower = min(hyper.keep_prob_floor, hyper.keep_rate / 2)
@@ -93,7 +92,7 @@ class CompletelySparse(Method):
             return self._fine_tune_step(batch)
         if self.step % self.hyper.resample_every != 0:
             return self._later_step(batch)
-        hyper, network, meter = self.hyper, self.network, self.backend.meter
+        hyper, meter = self.hyper, self.backend.meter
         watch = Stopwatch()
         meter.reset()
         s = self.keep_prob.copy()

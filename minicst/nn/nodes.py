@@ -210,7 +210,9 @@ class Unit(Node):
         else:
             transform = Conv2d(c_in, c_out, kernel, stride, padding, bias, groups, rng)
         batch_norm = BatchNorm(c_out, momentum, eps) if norm else None
-        return cls(transform, batch_norm, relu, group, members)
+        unit = cls(transform, batch_norm, relu, group, members)
+        unit.noise = None if noise is None else ChannelNoise(**noise)
+        return unit
 
     def out_shape(self, shapes: list[Shape]) -> Shape:
         """(oh, ow, c_out), or (c_out,) if linear."""

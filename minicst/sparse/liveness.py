@@ -70,7 +70,7 @@ def as_mask(network: Network, mask: np.ndarray | None) -> np.ndarray:
         )
     if mask.dtype != bool and not np.isin(mask, (0, 1)).all():
         raise ValueError("a mask holds only 0 and 1: draw it with sample_mask(keep_prob, rng)")
-    return mask.astype(bool)
+    return mask.astype(bool, copy=False)
 
 
 def repair(network: Network, mask: np.ndarray, keep_prob: np.ndarray) -> tuple[np.ndarray, int]:
@@ -109,15 +109,14 @@ def repair(network: Network, mask: np.ndarray, keep_prob: np.ndarray) -> tuple[n
 
 def spine(network: Network) -> tuple[str, ...]:
     """Names of the nodes that every path from the images to the output passes, in order."""
-    known = _spines.get(network)
-    if known is None:
-        known = _spines[network] = tuple(
-            name for name in network.nodes if _output_dies(network, name)
-        )
+    n_nodes, known = _spines.get(network, (0, ()))
+    if n_nodes != len(network.nodes):  # new, or grown since
+        known = tuple(name for name in network.nodes if _output_dies(network, name))
+        _spines[network] = len(network.nodes), known
     return known
 
 
-_spines: WeakKeyDictionary[Network, tuple[str, ...]] = WeakKeyDictionary()
+_spines: WeakKeyDictionary[Network, tuple[int, tuple[str, ...]]] = WeakKeyDictionary()
 
 
 def minimum_live(network: Network) -> int:

@@ -1,0 +1,196 @@
+"""The command line: `minicst train | step | macs | info | planted | bench`."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+
+from minicst.bench import BenchSettings
+from minicst.counts import MacsSettings
+from minicst.info import InfoSettings
+from minicst.inspect_step import StepSettings
+from minicst.planted import PlantedSettings
+from minicst.settings import TrainSettings
+from minicst.tables import console as new_console
+from minicst.tables import table as new_table
+
+ERROR = 2
+INTERRUPTED = 130
+
+Command = (
+    Annotated[TrainSettings, tyro.conf.subcommand("train")]
+    | Annotated[StepSettings, tyro.conf.subcommand("step")]
+    | Annotated[MacsSettings, tyro.conf.subcommand("macs")]
+    | Annotated[PlantedSettings, tyro.conf.subcommand("planted")]
+    | Annotated[BenchSettings, tyro.conf.subcommand("bench")]
+    | Annotated[InfoSettings, tyro.conf.subcommand("info")]
+)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; return the exit code: 0, 2 for bad input, 130 for Ctrl-C."""
+    console, errors = new_console(), new_console(stderr=True)
+    command: Any = tyro.cli(
+        Command,
+        args=arguments,
+        prog="minicst",
+        description="Completely sparse training of channel-sparse networks, from scratch on NumPy.",
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
+    )
+    try:
+        return run(command, console)
+    except KeyboardInterrupt:
+        errors.print("minicst: interrupted")
+        return INTERRUPTED
+    except (ValueError, OSError, MemoryError) as error:
+        if command.debug:
+            raise
+        text = str(error) or type(error).__name__
+        if isinstance(error, MemoryError):
+            text = f"out of memory ({text}): use a smaller --batch-size or --width"
+        errors.print(f"minicst: error: {text}", markup=False, soft_wrap=True)
+        return ERROR
+
+
+def run(command: Any, console: Console) -> int:
+    """Run a parsed command."""
+    if isinstance(command, TrainSettings):
+        return run_train(command, console)
+    if isinstance(command, StepSettings):
+        return _step(command, console)
+    if isinstance(command, MacsSettings):
+        from minicst.counts import count, print_counts
+
+        counts = count(command)
+        if command.json:
+            print(json.dumps(counts))
+        else:
+            print_counts(console, counts)
+        return 0
+    if isinstance(command, PlantedSettings):
+        return _planted(command, console)
+    if isinstance(command, BenchSettings):
+        from minicst.bench import print_bench, run_bench
+
+        results = run_bench(command, lambda text: console.print(text, style="dim"))
+        if command.json:
+            print(json.dumps(results))
+        else:
+            print_bench(console, results)
+        return 0
+    from minicst.info import collect, print_info
+
+    info = collect()
+    if command.json:
+        print(json.dumps(info))
+    else:
+        print_info(console, info)
+    return 0
+
+
+def run_train(settings: TrainSettings, console: Console) -> int:
+    """Train, or go on with a run; print the final table."""
+    from minicst.display import LiveDisplay, final_table
+    from minicst.runs import draw_curves, finished, make_folder
+    from minicst.training import Stopped, prepare, resume, run_controls, train
+
+    if settings.resume is not None:
+        folder = settings.resume
+        if (summary := finished(folder)) is not None:
+            console.print(f"{folder} is finished already:")
+            console.print(final_table(summary, {}))
+            return 0
+        job = resume(folder, settings.threads)
+    else:
+        job = prepare(settings.with_preset())
+        folder = make_folder(job.settings)
+    with LiveDisplay(console) as display, _stop_on_interrupt() as stop:
+        try:
+            _, summary = train(job, folder, display, stop)
+        except Stopped:
+            display.__exit__()
+            console.print(f"stopped; go on with: minicst train --resume {folder}")
+            return INTERRUPTED
+        display.__exit__()
+        controls = run_controls(job, summary["macs"], display) if job.settings.controls else {}
+    if controls:
+        summary["controls"] = controls
+        (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    draw_curves(job, folder)
+    console.print(final_table(summary, controls))
+    console.print(f"run folder: {folder}", soft_wrap=True)
+    return 0
+
+
+@contextmanager
+def _stop_on_interrupt() -> Iterator[Any]:
+    """Yield a function that is true after Ctrl-C; a second Ctrl-C stops at once."""
+    asked = False
+
+    def ask(signum: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield lambda: asked
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _step(settings: StepSettings, console: Console) -> int:
+    import numpy as np
+
+    from minicst.inspect_step import print_step, run_step, step_arrays, step_json
+
+    job, trace = run_step(settings)
+    if settings.json:
+        print(json.dumps(step_json(job, trace)))
+    else:
+        print_step(console, job, trace)
+    if settings.save is not None:
+        with open(settings.save, "wb") as file:
+            np.savez(file, **step_arrays(job, trace), allow_pickle=False)
+    return 0
+
+
+def _planted(settings: PlantedSettings, console: Console) -> int:
+    from minicst.planted import run_planted, save_planted
+
+    says = (lambda text: None) if settings.json else lambda text: console.print(text, style="dim")
+    results = run_planted(settings, says)
+    if settings.out is not None:
+        save_planted(results, settings.out)
+    if settings.json:
+        print(json.dumps(results))
+        return 0
+    table = new_table(
+        f"planted noise in half of the channels: {settings.network} on {settings.data}, keep rate "
+        f"{settings.keep_rate:g}, {settings.seeds} seeds",
+        *("method", "share on good channels", "test accuracy", "seconds a run"),
+    )
+    for label, result in results["methods"].items():
+        share, accuracy = result["good_share"], result["test_accuracy"]
+        table.add_row(
+            label,
+            f"{share['mean']:.3f} ± {share['sd']:.3f}",
+            f"{accuracy['mean']:.1%} ± {accuracy['sd']:.1%}",
+            f"{result['seconds_per_run']:.1f}",
+        )
+    table.caption = f"share of good channels at the start: {results['base_share']:.3f}"
+    console.print(table)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

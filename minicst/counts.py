@@ -1,0 +1,177 @@
+"""`minicst macs`: parameters, multiply-adds and activations of a network, layer by layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from minicst.models import ANY_SIZE, build
+from minicst.randomness import rng_for
+from minicst.sparse.accounting import count_macs, expected_macs
+from minicst.sparse.liveness import repair
+from minicst.sparse.masks import sample_mask
+from minicst.tables import table as new_table
+
+
+@dataclass(frozen=True)
+class MacsSettings:
+    """Count parameters, multiply-adds (MACs) and activations of a network."""
+
+    network: Annotated[str, tyro.conf.Positional]
+    """Network, as in train."""
+    keep_rate: float = 0.5
+    """Uniform keep probability for the expected and the sampled count, in (0, 1]."""
+    num_classes: int = 10
+    """Outputs of the classifier."""
+    width: float = 1.0
+    """Multiplies every hidden channel count."""
+    shortcut: Literal["A", "B"] = "B"
+    """ResNet shortcuts into a new stage: A pads with zero channels, B is a 1x1 convolution."""
+    residual: Literal["tied", "independent"] = "tied"
+    """Masks at residual adds."""
+    input: str | None = None
+    """Images as CxHxW; 3x32x32 by default, 1x28x28 for vgg-tiny, vgg-small and mlp."""
+    seed: int = 0
+    """Of the sampled mask."""
+    json: bool = False
+    """Print JSON."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+def parse_input(text: str) -> tuple[int, int, int]:
+    """'3x32x32' -> (h, w, c) = (32, 32, 3).
+
+    Raises:
+        ValueError: if it isn't three positive integers.
+    """
+    try:
+        c, h, w = (int(part) for part in text.lower().split("x"))
+    except ValueError:
+        c = h = w = 0
+    if min(c, h, w) < 1:
+        raise ValueError(f"--input {text}: three positive numbers CxHxW are needed, as 3x32x32")
+    return h, w, c
+
+
+def count(settings: MacsSettings) -> dict[str, Any]:
+    """Count everything.
+
+    Raises:
+        ValueError: if a setting is impossible.
+    """
+    if not 0.0 < settings.keep_rate <= 1.0:
+        raise ValueError(
+            f"keep rate {settings.keep_rate}: it is the share of channels that are kept, in (0, 1]"
+        )
+    default = "1x28x28" if settings.network in ANY_SIZE else "3x32x32"
+    h, w, c = parse_input(settings.input or default)
+    if settings.network == "mlp" and h != w:
+        raise ValueError(f"--input {settings.input}: mlp takes square images")
+    network = build(
+        settings.network,
+        num_classes=settings.num_classes,
+        in_channels=c,
+        width=settings.width,
+        residual=settings.residual,
+        shortcut=settings.shortcut,
+        image_size=h,
+    )
+    shape = (h, w, c)
+    keep_prob = np.full(network.n_maskable, settings.keep_rate)
+    drawn = sample_mask(keep_prob, rng_for(settings.seed, "macs"))
+    mask, _ = repair(network, drawn, keep_prob)
+    dense, sampled = count_macs(network, shape), count_macs(network, shape, mask)
+    layers = [
+        {
+            "name": full.name,
+            "kind": full.kind,
+            "c_in": full.c_in,
+            "c_out": full.c_out,
+            "out": list(full.out_shape),
+            "params": full.params,
+            "macs": full.macs,
+            "c_in_sampled": part.c_in,
+            "c_out_sampled": part.c_out,
+            "macs_sampled": part.macs,
+        }
+        for full, part in zip(dense.layers, sampled.layers, strict=True)
+    ]
+    return {
+        "network": settings.network,
+        "input": [c, h, w],
+        "num_classes": settings.num_classes,
+        "width": settings.width,
+        "residual": settings.residual,
+        "shortcut": settings.shortcut,
+        "keep_rate": settings.keep_rate,
+        "params": dense.params,
+        "params_sampled": sampled.params,
+        "channels": network.n_maskable,
+        "channels_sampled": int(mask.sum()),
+        "macs": dense.macs,
+        "macs_expected": expected_macs(network, shape, keep_prob),
+        "macs_sampled": sampled.macs,
+        "flops": 2 * dense.macs,
+        "activation_bytes": dense.activation_bytes,
+        "activation_bytes_sampled": sampled.activation_bytes,
+        "convention": "one multiply-add = 1 MAC; FLOPs = 2 x MACs; convolution and linear layers",
+        "layers": layers,
+    }
+
+
+def print_counts(console: Console, counts: dict[str, Any]) -> None:
+    """Print the table per layer and the totals."""
+    size = "x".join(map(str, counts["input"]))
+    table = new_table(
+        f"{counts['network']}, images {size}, {counts['num_classes']} classes",
+        *("layer", "kind", "channels", "output", "params", "MACs", "channels*", "MACs*"),
+        left=2,
+    )
+    for layer in counts["layers"]:
+        table.add_row(
+            layer["name"],
+            layer["kind"],
+            f"{layer['c_in']}→{layer['c_out']}",
+            "x".join(map(str, layer["out"])) or "1",
+            f"{layer['params']:,}",
+            f"{layer['macs']:,}",
+            f"{layer['c_in_sampled']}→{layer['c_out_sampled']}",
+            f"{layer['macs_sampled']:,}",
+        )
+    table.caption = f"* one mask sampled at keep rate {counts['keep_rate']:g}"
+    console.print(table)
+    totals = Table.grid(padding=(0, 2))
+    totals.add_column()
+    totals.add_column(justify="right")
+    totals.add_column(justify="right")
+    macs = counts["macs"]
+
+    def row(label: str, number: float, whole: float | None, unit: str = "") -> None:
+        share = "" if whole is None else f"{number / whole:.2%} of dense"
+        totals.add_row(label, f"{number:,.0f}{unit}", share)
+
+    row("parameters", counts["params"], None)
+    row("  of the sampled mask", counts["params_sampled"], counts["params"])
+    row("maskable channels", counts["channels"], None)
+    row("  of the sampled mask", counts["channels_sampled"], counts["channels"])
+    row("MACs, dense (forward, one image)", macs, None)
+    row(f"  expected at keep rate {counts['keep_rate']:g}", counts["macs_expected"], macs)
+    row("  of the sampled mask", counts["macs_sampled"], macs)
+    row("FLOPs = 2 x MACs, dense", counts["flops"], None)
+    row("activations held for backward, one image", counts["activation_bytes"], None, " bytes")
+    row(
+        "  of the sampled mask",
+        counts["activation_bytes_sampled"],
+        counts["activation_bytes"],
+        " bytes",
+    )
+    console.print(totals)
+    console.print(
+        "One multiply-add = 1 MAC. Convolution and linear layers count, padding included."
+    )

@@ -1,0 +1,254 @@
+"""`minicst step`: one iteration of Algorithm 1 with every quantity."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from minicst.backend import PASSES
+from minicst.methods.completely_sparse import CompletelySparse
+from minicst.methods.trace import StepTrace
+from minicst.settings import TrainSettings
+from minicst.tables import table as new_table
+from minicst.training import Job, prepare
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """Run one iteration of Algorithm 1 on a small network and print every quantity."""
+
+    network: str = "vgg-small"
+    """Network, as in train."""
+    data: str = "digits"
+    """fashion, digits or shapes32."""
+    width: float = 0.25
+    """Multiplies every hidden channel count; at .25 vgg-small has 28 maskable channels."""
+    keep_rate: float = 0.5
+    """Share of channels kept on average, in (0, 1]."""
+    residual: Literal["tied", "independent"] = "tied"
+    """Masks at residual adds (ResNets)."""
+    shortcut: Literal["A", "B"] = "B"
+    """Shortcuts into a new stage (ResNets)."""
+    estimator: str = "vr-pge"
+    """vr-pge, vr-pge-symmetric, pge or coin."""
+    precondition_power: Annotated[float, tyro.conf.arg(aliases=["--alpha"])] = 0.5
+    """alpha, in [0, 1]."""
+    keep_prob_optimizer: Literal["adam", "sgd"] = "sgd"
+    """sgd is Algorithm 1 as it stands: z = s - eta times the gradient."""
+    keep_prob_lr: float = 0.1
+    """eta of keep_prob."""
+    batch_size: int = 64
+    """Images."""
+    after: int = 0
+    """Steps to train before the one that is shown."""
+    seed: int = 0
+    """Of weights, batch and masks."""
+    threads: int | None = None
+    """CPU threads; all cores by default."""
+    json: bool = False
+    """Print JSON."""
+    save: Path | None = None
+    """Write all arrays to this .npz."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+def run_step(settings: StepSettings) -> tuple[Job, StepTrace]:
+    """Build the job, take settings.after steps and the one that is shown.
+
+    Raises:
+        ValueError: if a setting is impossible.
+    """
+    if settings.after < 0:
+        raise ValueError(f"--after {settings.after}: it must not be negative")
+    train_settings = TrainSettings(
+        network=settings.network,
+        data=settings.data,
+        width=settings.width,
+        keep_rate=settings.keep_rate,
+        residual=settings.residual,
+        shortcut=settings.shortcut,
+        estimator=settings.estimator,
+        precondition_power=settings.precondition_power,
+        keep_prob_optimizer=settings.keep_prob_optimizer,
+        keep_prob_lr=settings.keep_prob_lr,
+        keep_prob_schedule="constant",
+        schedule="constant",
+        fine_tune=0.0,
+        batch_size=settings.batch_size,
+        epochs=settings.after + 1,
+        seed=settings.seed,
+        threads=settings.threads,
+        dense_probes=0,
+    )
+    # A first step pays for imports and first touches of memory; its seconds would mislead.
+    warm = prepare(train_settings)
+    warm.method.train_step(next(iter(warm.loader.epoch(0))))
+    job = prepare(train_settings)
+    epoch = 0
+    while True:
+        for batch in job.loader.epoch(epoch):
+            trace = job.method.train_step(batch)
+            if job.method.step > settings.after:
+                return job, trace
+        epoch += 1
+
+
+def step_arrays(job: Job, trace: StepTrace) -> dict[str, np.ndarray]:
+    """All arrays of the step, by name."""
+    named = {
+        "keep_prob_before": trace.keep_prob_before,
+        "mask_drawn_a": trace.mask_drawn_a,
+        "mask_drawn_b": trace.mask_drawn_b,
+        "mask_used_a": trace.mask_used_a,
+        "mask_used_b": trace.mask_used_b,
+        "score": trace.score,
+        "preconditioner": trace.preconditioner,
+        "gradient": trace.gradient,
+        "z": trace.z,
+        "keep_prob": trace.keep_prob,
+    }
+    arrays = {name: array for name, array in named.items() if array is not None}
+    arrays["loss_a"] = np.array(trace.loss_a)
+    arrays["multiplier"] = np.array(trace.multiplier)
+    if trace.loss_b is not None:
+        arrays["loss_b"] = np.array(trace.loss_b)
+    return arrays
+
+
+def step_json(job: Job, trace: StepTrace) -> dict[str, Any]:
+    """The step as plain data."""
+    method = job.method
+    assert isinstance(method, CompletelySparse)
+    arrays = step_arrays(job, trace)
+    groups = {}
+    for group, place in job.full_network.groups.items():
+        groups[group] = {
+            name: array[place].astype(float if array.dtype.kind == "f" else int).tolist()
+            for name, array in arrays.items()
+            if array.ndim == 1
+        } | {f"live_{which}": counts[group] for which, counts in trace.live_channels.items()}
+    return {
+        "network": job.settings.network,
+        "data": job.settings.data,
+        "step": trace.step,
+        "estimator": job.settings.estimator,
+        "precondition_power": trace.precondition_power,
+        "keep_rate": job.settings.keep_rate,
+        "budget": method.budget,
+        "loss_a": trace.loss_a,
+        "loss_b": trace.loss_b,
+        "repaired": trace.repaired,
+        "multiplier": trace.multiplier,
+        "keep_prob_sum": float(method.keep_prob.sum()),
+        "groups": groups,
+        "macs": trace.macs,
+        "macs_dense": trace.macs_dense,
+        "macs_executed_total": trace.executed_macs,
+        "macs_dense_total": trace.dense_macs,
+        "seconds": trace.seconds,
+    }
+
+
+def print_step(console: Console, job: Job, trace: StepTrace) -> None:
+    """Print the step: quantities by channel, losses and projection, MACs by layer, seconds."""
+    method = job.method
+    assert isinstance(method, CompletelySparse)
+    s = job.settings
+    console.print(
+        f"[bold]Algorithm 1, step {trace.step}[/bold]: {s.network} (width {s.width:g}) on "
+        f"{s.data}, {s.batch_size} images, {job.full_network.n_maskable} maskable channels, keep rate "
+        f"{s.keep_rate:g}, budget K = {method.budget:g}, estimator {s.estimator}, "
+        f"alpha {trace.precondition_power:g}",
+    )
+    console.print(_channel_table(job, trace))
+    loss = f"L(m) = {trace.loss_a:.6f}"
+    if trace.loss_b is not None:
+        loss += (
+            f"    L(m') = {trace.loss_b:.6f}    L(m) - L(m') = {trace.loss_a - trace.loss_b:+.6f}"
+        )
+    console.print(loss)
+    assert trace.z is not None
+    assert trace.keep_prob is not None
+    console.print(
+        f"projection: sum z = {trace.z.sum():.6f}, multiplier v = {trace.multiplier:.6f}, "
+        f"sum of the new keep_prob = {trace.keep_prob.sum():.6f} <= K = {method.budget:g}; "
+        f"channels revived in empty groups: {trace.repaired}",
+    )
+    console.print(_mac_table(trace))
+    console.print(_seconds_table(trace))
+
+
+def _channel_table(job: Job, trace: StepTrace) -> Table:
+    names = ("group", "c", "s", "m", "m'", "score", "H^alpha", "gradient", "z", "new s")
+    table = new_table("by channel (m, m' as drawn; live channels beneath the group)", *names)
+    arrays = step_arrays(job, trace)
+    for group, place in job.full_network.groups.items():
+        live = " ".join(f"{which}:{counts[group]}" for which, counts in trace.live_channels.items())
+        table.add_section()
+        for i, at in enumerate(range(place.start, place.stop)):
+            mask_b = arrays.get("mask_drawn_b")
+            table.add_row(
+                group if i == 0 else live if i == 1 else "",
+                str(i),
+                f"{arrays['keep_prob_before'][at]:.4f}",
+                str(int(arrays["mask_drawn_a"][at])),
+                "" if mask_b is None else str(int(mask_b[at])),
+                f"{arrays['score'][at]:+.4f}",
+                f"{arrays['preconditioner'][at]:.4f}",
+                f"{arrays['gradient'][at]:+.6f}",
+                f"{arrays['z'][at]:.6f}",
+                f"{arrays['keep_prob'][at]:.6f}",
+            )
+    return table
+
+
+def _mac_table(trace: StepTrace) -> Table:
+    columns = [
+        ("forward a", "forward_a", "forward"),
+        ("forward b", "forward_b", "forward"),
+        ("weight grad", "backward", "weight_gradient"),
+        ("input grad", "backward", "input_gradient"),
+    ]
+    table = new_table(
+        "MACs executed in this step (one multiply-add = 1; FLOPs = 2 x MACs)",
+        "layer",
+        *(name for name, _, _ in columns),
+        "dense pass",
+        "of dense step",
+    )
+    totals = [0] * len(columns)
+    for layer, dense in trace.macs_dense.items():
+        counts = [
+            trace.macs.get(phase, {}).get(layer, {}).get(which, 0) for _, phase, which in columns
+        ]
+        totals = [total + count for total, count in zip(totals, counts, strict=True)]
+        whole = sum(dense[which] for which in PASSES)
+        table.add_row(
+            layer,
+            *(f"{count:,}" for count in counts),
+            f"{dense['forward']:,}",
+            f"{sum(counts) / whole:.1%}",
+        )
+    table.add_section()
+    dense_forward = sum(dense["forward"] for dense in trace.macs_dense.values())
+    table.add_row(
+        "all",
+        *(f"{count:,}" for count in totals),
+        f"{dense_forward:,}",
+        f"{sum(totals) / trace.dense_macs:.1%}",
+    )
+    return table
+
+
+def _seconds_table(trace: StepTrace) -> Table:
+    table = new_table("milliseconds by phase", *trace.seconds, "all", left=0)
+    shown = [*trace.seconds.values(), trace.total_seconds]
+    table.add_row(*(f"{seconds * 1e3:.2f}" for seconds in shown))
+    return table
