@@ -25,39 +25,62 @@ from minicst.tables import table as new_table
 ERROR = 2
 INTERRUPTED = 130
 
-Command = (
-    Annotated[TrainSettings, tyro.conf.subcommand("train")]
-    | Annotated[StepSettings, tyro.conf.subcommand("step")]
-    | Annotated[MacsSettings, tyro.conf.subcommand("macs")]
-    | Annotated[PlantedSettings, tyro.conf.subcommand("planted")]
-    | Annotated[BenchSettings, tyro.conf.subcommand("bench")]
-    | Annotated[InfoSettings, tyro.conf.subcommand("info")]
-)
+
+def command_type(preset: str | None) -> Any:
+    """Return the union of all commands; a preset changes the defaults of train."""
+    train = tyro.conf.subcommand("train", default=TrainSettings.of_preset(preset))
+    return (
+        Annotated[TrainSettings, train]
+        | Annotated[StepSettings, tyro.conf.subcommand("step")]
+        | Annotated[MacsSettings, tyro.conf.subcommand("macs")]
+        | Annotated[PlantedSettings, tyro.conf.subcommand("planted")]
+        | Annotated[BenchSettings, tyro.conf.subcommand("bench")]
+        | Annotated[InfoSettings, tyro.conf.subcommand("info")]
+    )
+
+
+def given_preset(arguments: list[str]) -> str | None:
+    """Find the value of --preset, which must be known before the rest is parsed."""
+    for i, argument in enumerate(arguments):
+        if argument == "--preset" and i + 1 < len(arguments):
+            return arguments[i + 1]
+        if argument.startswith("--preset="):
+            return argument.split("=", 1)[1]
+    return None
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; return the exit code: 0, 2 for bad input, 130 for Ctrl-C."""
     console, errors = new_console(), new_console(stderr=True)
-    command: Any = tyro.cli(
-        Command,
-        args=arguments,
-        prog="minicst",
-        description="Completely sparse training of channel-sparse networks, from scratch on NumPy.",
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
-    )
+    arguments = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in arguments
     try:
+        command: Any = tyro.cli(
+            command_type(given_preset(arguments)),
+            args=arguments,
+            prog="minicst",
+            description="Completely sparse training of channel-sparse networks, from scratch.",
+            config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
+        )
         return run(command, console)
     except KeyboardInterrupt:
         errors.print("minicst: interrupted")
         return INTERRUPTED
     except (ValueError, OSError, MemoryError) as error:
-        if command.debug:
+        if debug:
             raise
-        text = str(error) or type(error).__name__
-        if isinstance(error, MemoryError):
-            text = f"out of memory ({text}): use a smaller --batch-size or --width"
-        errors.print(f"minicst: error: {text}", markup=False, soft_wrap=True)
+        errors.print(f"minicst: error: {one_line(error)}", markup=False, soft_wrap=True)
         return ERROR
+
+
+def one_line(error: Exception) -> str:
+    """Say an error in one line."""
+    if isinstance(error, MemoryError):
+        return f"out of memory ({error}): use a smaller --batch-size or --width"
+    if isinstance(error, OSError):
+        where = f" ({error.filename})" if error.filename else ""
+        return f"{error.strerror or error}{where}; what was saved before is unchanged"
+    return " ".join(str(error).split())
 
 
 def run(command: Any, console: Console) -> int:
@@ -110,7 +133,7 @@ def run_train(settings: TrainSettings, console: Console) -> int:
             return 0
         job = resume(folder, settings.threads)
     else:
-        job = prepare(settings.with_preset())
+        job = prepare(settings)
         folder = make_folder(job.settings)
     with LiveDisplay(console) as display, _stop_on_interrupt() as stop:
         try:

@@ -99,28 +99,28 @@ class LiveDisplay:
         """Print a line."""
         self.console.print(Text(text, style="dim"))
 
-    def _numbers(self, job: Job, trace: StepTrace) -> Table:
-        table = Table.grid(padding=(0, 2))
-        phase = "search" if trace.gradient is not None else "training"
-        table.add_row(
-            f"epoch {job.totals.epoch + 1}/{job.settings.epochs}",
-            f"batch {job.totals.batch}/{job.steps_per_epoch}",
-            phase if job.settings.method == "completely-sparse" else "",
-        )
+    def _numbers(self, job: Job, trace: StepTrace) -> Text:
+        at = f"epoch {job.totals.epoch + 1}/{job.settings.epochs}"
+        at += f"   batch {job.totals.batch}/{job.steps_per_epoch}"
+        if job.plan.search_steps < job.plan.total_steps:
+            at += "   search" if job.method.searching else "   fine-tuning the final sub-network"
         losses = f"L(m) {trace.loss_a:.4f}"
         if trace.loss_b is not None:
-            losses += f"   L(m') {trace.loss_b:.4f}"
-        live = ""
+            losses += f"   L(m') {trace.loss_b:.4f}   difference {trace.loss_a - trace.loss_b:+.4f}"
+        lines = [at, losses]
         if "a" in trace.live_channels:
             counts = trace.live_channels["a"]
             shown = " ".join(str(count) for count in counts.values())
             if len(shown) > 40:
                 shown = f"in {len(counts)} groups"
-            live = f"live channels {sum(counts.values())}/{job.full_network.n_maskable} ({shown})"
+            total = job.full_network.n_maskable
+            lines.append(f"live channels {sum(counts.values())} of {total} ({shown})")
         executed, dense = trace.executed_macs, trace.dense_macs
-        macs = f"MACs {human(executed)} of {human(dense)} dense ({executed / dense:.1%})"
-        table.add_row(losses, live, macs)
-        return table
+        lines.append(
+            f"multiply-adds this step {human(executed)} of {human(dense)} dense "
+            f"({executed / dense:.1%})"
+        )
+        return Text("\n".join(f"  {line}" for line in lines))
 
 
 def final_table(summary: dict[str, Any], controls: dict[str, dict[str, Any]]) -> Table:
@@ -131,7 +131,7 @@ def final_table(summary: dict[str, Any], controls: dict[str, dict[str, Any]]) ->
     )
     n = summary["test_images"]
     table.add_row(
-        f"test accuracy, final network ({n} images)", f"{summary['test_accuracy']:.1%}", ""
+        f"test accuracy, final network, {n} images", f"{summary['test_accuracy']:.1%}", ""
     )
     samples = summary["test_accuracy_samples"]
     if samples:
@@ -140,13 +140,13 @@ def final_table(summary: dict[str, Any], controls: dict[str, dict[str, Any]]) ->
         table.add_row(
             "  most probable channels (top-K)", f"{summary['test_accuracy_top_k']:.1%}", ""
         )
-    for key, label in (("params", "parameters left"), ("macs", "MACs left (forward, an image)")):
+    for key, label in (("params", "parameters left"), ("macs", "MACs left, forward, an image")):
         part, whole = summary[key], summary[f"{key}_dense"]
         table.add_row(label, f"{part:,}", f"{part / whole:.1%} of {whole:,}")
     table.add_section()
     table.add_row(
-        "training-cost saving, the paper's formula",
-        f"mean fS/fD {summary['macs_ratio_mean']:.3f}",
+        "training cost by the paper's formula",
+        f"fS/fD {summary['macs_ratio_mean']:.3f}",
         f"{summary['train_cost_saving_paper']:.2f}x",
     )
     table.add_row(
@@ -156,16 +156,17 @@ def final_table(summary: dict[str, Any], controls: dict[str, dict[str, Any]]) ->
     )
     if summary["time_saving"]:
         table.add_row(
-            "seconds a step (dense steps timed in between)",
+            "time a step, dense steps in between",
             f"{summary['step_seconds'] * 1e3:.1f} ms",
-            f"{summary['time_saving']:.2f}x of {summary['dense_step_seconds'] * 1e3:.1f} ms",
+            f"{summary['dense_step_seconds'] * 1e3:.1f} ms: {summary['time_saving']:.2f}x",
         )
-    table.add_row("peak memory (resident set of the process)", *_memory(summary))
+    memory = f"{summary['peak_memory_bytes'] / 1e6:.0f} MB"
+    table.add_row("peak resident set of the process", memory, "")
     if "keep_prob_near_0" in summary:
         table.add_row(
             "keep_prob below .01 / above .99",
             f"{summary['keep_prob_near_0']:.0%} / {summary['keep_prob_near_1']:.0%}",
-            f"sum {summary['keep_prob_sum']:.1f} of budget {summary['budget']:g}",
+            f"sum {summary['keep_prob_sum']:.1f}, K {summary['budget']:g}",
         )
     if controls:
         table.add_section()
@@ -173,12 +174,7 @@ def final_table(summary: dict[str, Any], controls: dict[str, dict[str, Any]]) ->
             table.add_row(
                 f"control: {name}",
                 f"{control['test_accuracy']:.1%}",
-                f"{control['macs'] / summary['macs_dense']:.1%} of MACs, "
-                f"{control['train_cost_saving_executed']:.2f}x executed",
+                f"{control['macs'] / summary['macs_dense']:.1%} of MACs left",
             )
     table.caption = "one multiply-add = 1 MAC; FLOPs = 2 x MACs"
     return table
-
-
-def _memory(summary: dict[str, Any]) -> tuple[str, str]:
-    return f"{summary['peak_memory_bytes'] / 1e6:.0f} MB", ""

@@ -163,8 +163,8 @@ def print_step(console: Console, job: Job, trace: StepTrace) -> None:
     s = job.settings
     console.print(
         f"[bold]Algorithm 1, step {trace.step}[/bold]: {s.network} (width {s.width:g}) on "
-        f"{s.data}, {s.batch_size} images, {job.full_network.n_maskable} maskable channels, keep rate "
-        f"{s.keep_rate:g}, budget K = {method.budget:g}, estimator {s.estimator}, "
+        f"{s.data}, {s.batch_size} images, {job.full_network.n_maskable} maskable channels, keep "
+        f"rate {s.keep_rate:g}, budget K = {method.budget:g}, estimator {s.estimator}, "
         f"alpha {trace.precondition_power:g}",
     )
     console.print(_channel_table(job, trace))

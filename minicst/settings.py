@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -134,23 +134,18 @@ class TrainSettings:
             data[key] = None if data.get(key) is None else Path(data[key])
         return cls(**data)
 
-    def with_preset(self) -> TrainSettings:
-        """Fill in the preset's values where a setting still has its default.
+    @classmethod
+    def of_preset(cls, preset: str | None, **changes: Any) -> TrainSettings:
+        """Settings with a preset's values as defaults, and `changes` on top.
 
         Raises:
             ValueError: for an unknown preset.
         """
-        if self.preset is None:
-            return self
-        if self.preset not in PRESETS:
-            raise ValueError(f"unknown preset '{self.preset}': choose {' or '.join(PRESETS)}")
-        defaults = TrainSettings()
-        changes = {
-            key: value
-            for key, value in PRESETS[self.preset].items()
-            if getattr(self, key) == getattr(defaults, key)
-        }
-        return replace(self, **changes)
+        if preset is None:
+            return cls(**changes)
+        if preset not in PRESETS:
+            raise ValueError(f"unknown preset '{preset}': choose {' or '.join(PRESETS)}")
+        return cls(**{"preset": preset, **PRESETS[preset], **changes})
 
     def check(self) -> None:
         """Check what needs no network.

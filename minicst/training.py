@@ -209,7 +209,7 @@ def prepare(settings: TrainSettings, target_macs: float | None = None) -> Job:
     """Build data, network and method.
 
     Args:
-        settings: preset already applied.
+        settings: of the run.
         target_macs: for the controls, MACs of a forward pass to come close to.
 
     Raises:
@@ -273,7 +273,14 @@ def train(
         Stopped: see above.
         ValueError: if the loss isn't finite or a file can't be written.
     """
-    watcher = watcher or Silent()
+    # Numbers that overflow end in a loss that isn't finite, and that is reported in one line.
+    with np.errstate(over="ignore", invalid="ignore"):
+        return _train(job, folder, watcher or Silent(), stop)
+
+
+def _train(
+    job: Job, folder: Path | None, watcher: Watcher, stop: Callable[[], bool]
+) -> tuple[Network, dict[str, Any]]:
     method, totals, settings = job.method, job.totals, job.settings
     watcher.started(job)
     for epoch in range(totals.epoch, settings.epochs):

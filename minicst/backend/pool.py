@@ -91,6 +91,8 @@ class WorkerPool:
 
     def _serve(self) -> None:
         self._local.is_worker = True
+        # Overflow is reported by whoever looks at the loss, not by a warning from a thread.
+        np.seterr(over="ignore", invalid="ignore", divide="ignore")
         while (job := self._queue.get()) is not None:
             try:
                 job.work()

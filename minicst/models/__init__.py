@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from minicst.models.resnet import BLOCKS, resnet
-from minicst.models.vgg import VGG_LAYERS, mlp, vgg
+from minicst.models.resnet import BLOCKS, build_resnet
+from minicst.models.vgg import VGG_LAYERS, build_mlp, build_vgg
 from minicst.nn import Network
 from minicst.randomness import rng_for
 
@@ -53,7 +53,7 @@ def build(
         )
     rng = rng_for(seed, "init", name)
     if name == "mlp":
-        return mlp(num_classes, in_channels, width, image_size, rng)
+        return build_mlp(num_classes, in_channels, width, image_size, rng)
     if name in VGG_LAYERS:
-        return vgg(name, num_classes, in_channels, width, rng)
-    return resnet(name, num_classes, in_channels, width, residual, shortcut, rng)
+        return build_vgg(name, num_classes, in_channels, width, rng)
+    return build_resnet(name, num_classes, in_channels, width, residual, shortcut, rng)

@@ -20,7 +20,7 @@ BLOCKS = {"resnet20": 3, "resnet32": 5, "resnet56": 9}  # blocks a stage: depth 
 STAGE_CHANNELS = (16, 32, 64)
 
 
-def resnet(
+def build_resnet(
     name: str,
     num_classes: int,
     in_channels: int,

@@ -15,7 +15,7 @@ from minicst.nn import INPUT, Flatten, GlobalPool, Network, Pool, Unit
 VGG_LAYERS: dict[str, tuple[int | str, ...]] = {
     # Ours. vgg-small: some fifteen steps per maskable channel in a minute on two cores.
     "vgg-tiny": (16, 32, "M", 32),
-    "vgg-small": (16, 16, "M", 24, 24, "M", 32),
+    "vgg-small": (32, "M", 48, "M", 64),
     "vgg11": (64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M"),
     "vgg16": (
         *(64, 64, "M", 128, 128, "M", 256, 256, 256, "M"),
@@ -30,7 +30,7 @@ VGG_LAYERS: dict[str, tuple[int | str, ...]] = {
 MLP_NEURONS = (64, 64)
 
 
-def vgg(
+def build_vgg(
     name: str, num_classes: int, in_channels: int, width: float, rng: np.random.Generator
 ) -> Network:
     """Build one of VGG_LAYERS, filters times `width`."""
@@ -51,7 +51,7 @@ def vgg(
     return network
 
 
-def mlp(
+def build_mlp(
     num_classes: int, in_channels: int, width: float, image_size: int, rng: np.random.Generator
 ) -> Network:
     """Build two hidden layers of maskable neurons, the paper's Figure 1 with batch norm."""
