@@ -97,6 +97,8 @@ class TorchPeer:
 def run_bench(settings: BenchSettings, says: Callable[[str], None]) -> dict[str, Any]:
     """Time everything.
 
+    Paper: App. C.2, Table 5: measured time, dense against sparse [time]
+
     Returns:
         {"rows": [{"what", "seconds", "pytorch_channels_last", ...}], "steps": [...], ...}.
 

@@ -52,6 +52,11 @@ class NumpyBackend(ConvolutionOps, NormalizationOps, PoolingOps):
         """Return the array itself: it is on the host."""
         return np.asarray(array)
 
+    def gather(self, array: np.ndarray, index: np.ndarray, out: np.ndarray) -> None:
+        """out = array's elements at flat positions `index`; both arrays are contiguous."""
+        # mode="wrap" spares numpy a buffered copy of the result.
+        np.take(array.reshape(-1), index, out=out.reshape(-1), mode="wrap")
+
     def relu(self, x: np.ndarray) -> np.ndarray:
         """max(x, 0), elementwise."""
         out = np.empty_like(x, order="C")

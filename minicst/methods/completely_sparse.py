@@ -38,11 +38,11 @@ FINAL_MASKS = ("sample", "top-k", "best-of-10")
 class CompletelySparse(Method):
     """Train weights and keep_prob by Algorithm 1.
 
-    Paper: Algorithm 1 [alg1], Eq. (2) [eq2], Eq. (5) [eq5]
+    Paper: Algorithm 1 [alg1], Eq. (2) [eq2], Eqs. (5) and (12) [eq5], App. D [resample]
     Differs: masks act after batch norm, so that an absent channel is absent; empty groups keep
     their most probable channel; keep_prob's optimizer may be Adam, as in the paper's App. B. With
     resample_every = T, both losses and the update of keep_prob come at the first step of a block,
-    steps 2 ... T train sub-network a alone (App. D [resample] leaves this open).
+    steps 2 ... T train sub-network a alone (App. D leaves this open).
 
     Attributes:
         keep_prob: (n,) float64, the paper's s.

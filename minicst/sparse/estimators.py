@@ -76,7 +76,7 @@ def vr_pge(
     masks have in common. The two masks must be independent draws from the same s; a pair that
     shares its random numbers (antithetic, for example) makes this estimator biased.
 
-    Paper: Sec. 4.2.2, (VR-PGE), Eq. (5) and Algorithm 1, line 6 [vr-pge]
+    Paper: Sec. 4.2.2, (VR-PGE) [vr-pge]; unbiased, A.3, Eq. (13) [eq13]
     Differs: the released code computes ``vr_pge_symmetric``.
 
     Args:

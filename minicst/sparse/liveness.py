@@ -22,7 +22,7 @@ def propagate(network: Network, mask: np.ndarray | None) -> dict[str, Live]:
     live where any of its writers is. Backward: what no live node reads is not live; a pool, an add
     or a shortcut has the channels of its inputs as long as any is read.
 
-    Paper: Sec. 4.2.1, neither the gradient nor the error passes a pruned channel [sec421-w]
+    Paper: Sec. 4.2.1, nothing passes a pruned channel [sec421-x]
 
     Args:
         network: any network.

@@ -74,7 +74,7 @@ def masked(
 ) -> MaskedNetwork:
     """Return the dense network times 0/1.
 
-    Paper: Sec. 4.1, m_c = 0 removes channel c [sec421-x]
+    Paper: Sec. 4.1, x_out = x_in * (F_c m_c) [eq2]
 
     Args:
         network: the full network.

@@ -42,8 +42,9 @@ class Subnetwork:
 
         Absent entries of the full network aren't touched: no decay, no momentum.
         """
+        backend = self._full.parameters()[0].backend
         for full, small, block in self._pairs():
-            full.reshape(-1)[block] = small.reshape(-1)
+            backend.scatter(full, block, small)
         if self.optimizer is not None and self._full_optimizer is not None:
             self._full_optimizer.steps = self.optimizer.steps
 
@@ -72,9 +73,9 @@ class Subnetwork:
             target.grad.reshape(-1)[position] += parameter.grad.reshape(-1)
 
     def _fill(self) -> None:
+        backend = self._full.parameters()[0].backend
         for full, small, block in self._pairs():
-            # mode="wrap" spares numpy a buffered copy; the indices are in range by construction.
-            np.take(full.reshape(-1), block, out=small.reshape(-1), mode="wrap")
+            backend.gather(full, block, small)
 
     def _pairs(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Yield (full array, small array, flat index of its live entries) for all state."""
@@ -95,7 +96,8 @@ def cut(network: Network, mask: Any, optimizer: Optimizer | None = None) -> Subn
     masked one does, to rounding: outputs, gradients, and updated weights, momentum and batch-norm
     state at live entries.
 
-    Paper: Remark 1, Sec. 4.2.1: forward and backward pass no pruned channel [remark1]
+    Paper: Remark 1 [remark1], Sec. 4.2.1: no gradient for [sec421-w] and no error through
+    [sec421-x] a pruned channel
 
     Args:
         network: the full network; it isn't changed before paste().
