@@ -6,8 +6,10 @@ import contextlib
 import json
 import os
 import zipfile
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -31,10 +33,27 @@ def write_arrays(path: Path, kind: str, header: dict[str, Any], arrays: dict[str
     """
     text = json.dumps({"format": FORMAT, "version": VERSION, "kind": kind, **header})
     packed = {"header": np.frombuffer(text.encode(), np.uint8), **arrays}
+    with _replacing(path) as file:
+        np.savez(file, allow_pickle=False, **packed)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file; an older one at `path` stays whole until the new one is.
+
+    Raises:
+        ValueError: as write_arrays.
+    """
+    with _replacing(path) as file:
+        file.write(text.encode())
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[BinaryIO]:
+    """Yield a file beside `path` that takes its place only when it is whole and on the disk."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with open(temporary, "wb") as file:
-            np.savez(file, allow_pickle=False, **packed)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -63,9 +82,11 @@ def read_arrays(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, np.nda
         raise ValueError(f"there is no file {path}") from None
     except OSError as error:
         raise ValueError(f"can't read {path}: {error.strerror or error}") from error
-    except (KeyError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (KeyError, AttributeError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        # A bare .npy array has no context manager, hence AttributeError and TypeError.
         raise ValueError(f"{path} isn't a file of minicst: it has no header") from error
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        # RuntimeError: a damaged zip may look encrypted, or (NotImplementedError) exotic.
         raise ValueError(
             f"{path} is damaged or not an npz file ({error}); use a copy or start again"
         ) from error

@@ -121,6 +121,7 @@ def run(command: Any, console: Console) -> int:
 
 def run_train(settings: TrainSettings, console: Console) -> int:
     """Train, or go on with a run; print the final table."""
+    from minicst.checkpoint import write_text
     from minicst.display import LiveDisplay, final_table
     from minicst.runs import draw_curves, finished, make_folder
     from minicst.training import Stopped, prepare, resume, run_controls, train
@@ -129,7 +130,7 @@ def run_train(settings: TrainSettings, console: Console) -> int:
         folder = settings.resume
         if (summary := finished(folder)) is not None:
             console.print(f"{folder} is finished already:")
-            console.print(final_table(summary, {}))
+            console.print(final_table(summary, summary.get("controls", {})))
             return 0
         job = resume(folder, settings.threads)
     else:
@@ -143,11 +144,17 @@ def run_train(settings: TrainSettings, console: Console) -> int:
             console.print(f"stopped; go on with: minicst train --resume {folder}")
             return INTERRUPTED
         display.__exit__()
-        controls = run_controls(job, summary["macs"], display) if job.settings.controls else {}
-    if controls:
-        summary["controls"] = controls
-        (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    draw_curves(job, folder)
+        draw_curves(job, folder)
+        controls: dict[str, Any] = {}
+        if job.settings.controls:
+            try:
+                controls = run_controls(job, summary["macs"], display, stop)
+            except Stopped:
+                console.print(final_table(summary, {}))
+                console.print(f"controls stopped; the run itself is finished: {folder}")
+                return INTERRUPTED
+            summary["controls"] = controls
+            write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
     console.print(final_table(summary, controls))
     console.print(f"run folder: {folder}", soft_wrap=True)
     return 0

@@ -64,6 +64,15 @@ def draw_curves(job: Job, folder: Path) -> None:
 
 
 def finished(folder: Path) -> dict[str, Any] | None:
-    """Summary of a finished run, or None."""
+    """Return the summary of a finished run, or None.
+
+    Raises:
+        ValueError: if its file is damaged.
+    """
     path = folder / "summary.json"
-    return json.loads(path.read_text()) if path.exists() else None
+    try:
+        return json.loads(path.read_text()) if path.exists() else None
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is damaged ({error}); delete it, and the run's end is computed again"
+        ) from error

@@ -18,7 +18,7 @@ import numpy as np
 import minicst.functional as F
 from minicst.autograd import Tensor
 from minicst.backend import get_backend
-from minicst.checkpoint import read_arrays, save, write_arrays
+from minicst.checkpoint import read_arrays, save, write_arrays, write_text
 from minicst.data import Batch, Dataset, Loader, load_dataset, test_loader, train_loader
 from minicst.methods import METHODS
 from minicst.methods.base import Method, Plan, build_optimizer, evaluate, recalibrate
@@ -288,7 +288,8 @@ def _train(
             if method.step == job.plan.search_steps < job.plan.total_steps:
                 assert isinstance(method, CompletelySparse)
                 _score_candidates(job, watcher)
-                method.start_fine_tuning(job.recalibration_batches())
+                method.start_fine_tuning(_metered(job, job.recalibration_batches()))
+                totals.executed += get_backend().meter.total()
             if _probe_is_due(job):
                 totals.dense_seconds.append(job.probe.time(batch))
             trace = method.train_step(batch)
@@ -311,11 +312,11 @@ def _train(
     if not totals.scores:
         _score_candidates(job, watcher)
     network = method.finalize(_metered(job, job.recalibration_batches()))
-    totals.executed += get_backend().meter.total("recalibrate")
+    totals.executed += get_backend().meter.total()  # best-of-10 also evaluates training batches
     summary = summarize(job, network)
     if folder is not None:
         save(network, folder / "network.npz")
-        (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
     return network, summary
 
 
@@ -444,13 +445,19 @@ def peak_memory_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def run_controls(job: Job, target_macs: int, watcher: Watcher) -> dict[str, dict[str, Any]]:
-    """Train a fixed random mask and a narrow network of the same MACs, same steps and seed."""
+def run_controls(
+    job: Job, target_macs: int, watcher: Watcher, stop: Callable[[], bool] = lambda: False
+) -> dict[str, dict[str, Any]]:
+    """Train a fixed random mask and a narrow network of the same MACs, same steps and seed.
+
+    Raises:
+        Stopped: if `stop` asks for it; nothing is written.
+    """
     results = {}
     for name in (FixedMask.name, Narrow.name):
         watcher.says(f"control: training '{name}' at the same MACs")
         control = prepare(replace(job.settings, method=name, dense_probes=0), target_macs)
-        results[name] = train(control)[1]
+        results[name] = train(control, stop=stop)[1]
     return results
 
 
@@ -488,7 +495,7 @@ def resume(folder: Path, threads: int | None = None) -> Job:
         raise ValueError(f"{folder / 'checkpoint.npz'} can't be resumed: {error}") from error
     metrics = folder / "metrics.jsonl"
     lines = metrics.read_text().splitlines()[: totals.epoch] if metrics.exists() else []
-    metrics.write_text("".join(line + "\n" for line in lines))
+    write_text(metrics, "".join(line + "\n" for line in lines))
     return job
 
 

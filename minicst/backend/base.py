@@ -72,11 +72,11 @@ class Backend:
         """Wait until the device has done all that it was asked for (for timing)."""
 
     def gather(self, array: Array, index: Array, out: Array) -> None:
-        """out = array's elements at flat positions `index`; both arrays are contiguous."""
+        """Fill out with array's elements at flat positions `index`; both arrays are contiguous."""
         out.reshape(-1)[...] = array.reshape(-1)[index]
 
     def scatter(self, array: Array, index: Array, values: Array) -> None:
-        """array's elements at flat positions `index` = values; both arrays are contiguous."""
+        """Set array's elements at flat positions `index` to values; both arrays are contiguous."""
         array.reshape(-1)[index] = values.reshape(-1)
 
     def im2col(self, x: Array, kh: int, kw: int, stride: int = 1, padding: int = 0) -> Array:

@@ -53,7 +53,7 @@ class NumpyBackend(ConvolutionOps, NormalizationOps, PoolingOps):
         return np.asarray(array)
 
     def gather(self, array: np.ndarray, index: np.ndarray, out: np.ndarray) -> None:
-        """out = array's elements at flat positions `index`; both arrays are contiguous."""
+        """Fill out with array's elements at flat positions `index`; both arrays are contiguous."""
         # mode="wrap" spares numpy a buffered copy of the result.
         np.take(array.reshape(-1), index, out=out.reshape(-1), mode="wrap")
 

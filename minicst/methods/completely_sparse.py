@@ -232,6 +232,7 @@ class CompletelySparse(Method):
         """Return the final small network, batch norm recalibrated on training batches."""
         # 9: a pruned network by a mask sampled from p(m|s)
         self.end_epoch()
+        batches = list(batches)  # best-of-10 runs over them before the final network does
         fine_tuned = self._mask is not None and self.plan.search_steps < self.plan.total_steps
         mask = self._mask if fine_tuned else self.choose_final(batches)
         small = cut(self.network, mask).network

@@ -101,6 +101,7 @@ class Narrow(FixedSubnetwork):
         options: dict,
         target_macs: float | None = None,
     ) -> None:
+        checked_budget(network, hyper.keep_rate)
         uniform = np.full(network.n_maskable, hyper.keep_rate)
         target = target_macs or expected_macs(network, plan.input_shape, uniform)
         low, high = 1e-3, 1.0
