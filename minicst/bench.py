@@ -87,11 +87,7 @@ class TorchPeer:
 
     def close(self) -> None:
         """End the process."""
-        if self.process.stdin is not None:
-            self.process.stdin.close()
-        self.process.wait(timeout=10)
-        if self.process.stdout is not None:
-            self.process.stdout.close()
+        self.process.communicate(timeout=10)  # closes its input, at whose end it stops
 
 
 def run_bench(settings: BenchSettings, says: Callable[[str], None]) -> dict[str, Any]:
@@ -137,6 +133,8 @@ def _dense_rows(
         peer = TorchPeer(settings, threads, channels_last)
         if peer.version:
             peers[label] = peer
+        else:
+            peer.close()
     if not peers:
         says(f"{settings.torch_python} has no PyTorch: its rows are left out (--torch-python)")
 

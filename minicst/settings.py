@@ -42,8 +42,8 @@ class TrainSettings:
     """alpha of the preconditioner (s (1 - s))^alpha, in [0, 1]. Adam hides it."""
     keep_prob_optimizer: Literal["adam", "sgd"] = "adam"
     """Optimizer of keep_prob; sgd where alpha or variance is studied."""
-    keep_prob_lr: float = 0.03
-    """Learning rate of keep_prob. The paper's 12e-3 is for some 59,000 steps."""
+    keep_prob_lr: float = 0.1
+    """Learning rate of keep_prob. The paper's 12e-3 is for some 59,000 steps; few steps need more."""
     keep_prob_schedule: Literal["constant", "step", "cosine"] = "cosine"
     """Schedule of keep_prob's learning rate, over the search."""
     keep_prob_floor: float = 0.0

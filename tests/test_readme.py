@@ -1,0 +1,24 @@
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
+
+
+def test_library_example_prints_what_its_comments_say():
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    assert len(code.strip().splitlines()) <= 30
+    said = [line.split("# ")[1] for line in code.splitlines() if line.startswith("print(")]
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.splitlines() == said
+
+
+def test_every_command_is_listed():
+    for command in ("train", "step", "macs", "planted", "bench", "info"):
+        assert f"minicst {command}" in README
+
+
+def test_pictures_exist():
+    for picture in re.findall(r"!\[[^]]*\]\(([^)]*)\)", README):
+        assert (Path(__file__).resolve().parent.parent / picture).is_file()
