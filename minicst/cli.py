@@ -103,7 +103,10 @@ def run(command: Any, console: Console) -> int:
     if isinstance(command, BenchSettings):
         from minicst.bench import print_bench, run_bench
 
-        results = run_bench(command, lambda text: console.print(text, style="dim"))
+        says = (
+            (lambda text: None) if command.json else lambda text: console.print(text, style="dim")
+        )
+        results = run_bench(command, says)
         if command.json:
             print(json.dumps(results))
         else:

@@ -43,7 +43,7 @@ class TrainSettings:
     keep_prob_optimizer: Literal["adam", "sgd"] = "adam"
     """Optimizer of keep_prob; sgd where alpha or variance is studied."""
     keep_prob_lr: float = 0.1
-    """Learning rate of keep_prob. The paper's 12e-3 is for some 59,000 steps; few steps need more."""
+    """Learning rate of keep_prob. Few steps need more than the paper's 12e-3."""
     keep_prob_schedule: Literal["constant", "step", "cosine"] = "cosine"
     """Schedule of keep_prob's learning rate, over the search."""
     keep_prob_floor: float = 0.0

@@ -187,12 +187,17 @@ class CompletelySparse(Method):
             self._sub.paste()
 
     def final_masks(self) -> dict[str, list[np.ndarray]]:
-        """Masks to be scored when the search ends: sampled ones and the most probable channels."""
+        """Masks to be scored when the search ends: sampled ones and the most probable channels.
+
+        Top-K takes as many channels as masks have on average, sum(keep_prob), which may be fewer
+        than the budget: channels beyond were decided against, and their weights are untrained.
+        """
+        expected = min(round(float(self.keep_prob.sum())), self.budget)
         samples = [
             repair(self.network, self._sample("final", i), self.keep_prob)[0]
             for i in range(self.hyper.n_final_samples)
         ]
-        top_k = repair(self.network, top_k_mask(self.keep_prob, self.budget), self.keep_prob)[0]
+        top_k = repair(self.network, top_k_mask(self.keep_prob, expected), self.keep_prob)[0]
         return {"samples": samples, "top_k": [top_k]}
 
     def candidates(self) -> dict[str, list[Network]]:
