@@ -31,7 +31,8 @@ def plot_curves(
         paired = [(row["epoch"], row) for row in history if "loss_b" in row]
         x = [epoch for epoch, _ in paired]
         axes[0].plot(x, [row["loss_b"] for _, row in paired], "--", label="L(m')")
-        difference = [row["loss_difference_rms"] for _, row in paired]
+        # Once all is decided both masks are the same: zero, which a log scale can't show.
+        difference = [row["loss_difference_rms"] or np.nan for _, row in paired]
         axes[0].plot(x, difference, ":", label="rms of L(m) - L(m')")
     axes[0].set(yscale="log", xlabel="epoch", ylabel="training loss, nats")
     axes[0].legend()
