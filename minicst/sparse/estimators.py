@@ -12,6 +12,8 @@ value of all of them but ``coin_flip`` is H^alpha grad Phi(s).
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from minicst.sparse.masks import checked_keep_prob, checked_mask
+
 
 def preconditioner(keep_prob: ArrayLike, precondition_power: float) -> NDArray[np.float64]:
     """Diagonal of the preconditioner H^alpha(s) = diag(s (1 - s))^alpha.
@@ -30,7 +32,7 @@ def preconditioner(keep_prob: ArrayLike, precondition_power: float) -> NDArray[n
     Raises:
         ValueError: an argument outside its range, or ``keep_prob`` not 1-D.
     """
-    keep_prob = _checked_keep_prob(keep_prob)
+    keep_prob = checked_keep_prob(keep_prob)
     return (keep_prob * (1.0 - keep_prob)) ** _checked_power(precondition_power)
 
 
@@ -57,7 +59,7 @@ def pge(
     Raises:
         ValueError: wrong shapes or ranges, a loss that is not finite, an impossible draw.
     """
-    keep_prob = _checked_keep_prob(keep_prob)
+    keep_prob = checked_keep_prob(keep_prob)
     mask = _checked_mask(mask, keep_prob, "mask")
     loss = _checked_loss(loss, mask, "loss")
     return loss[..., None] * (mask - keep_prob) * _score_scale(keep_prob, precondition_power)
@@ -92,7 +94,7 @@ def vr_pge(
     Raises:
         ValueError: wrong shapes or ranges, a loss that is not finite, an impossible draw.
     """
-    keep_prob = _checked_keep_prob(keep_prob)
+    keep_prob = checked_keep_prob(keep_prob)
     mask_a = _checked_mask(mask_a, keep_prob, "mask_a")
     difference = _checked_loss(loss_a, mask_a, "loss_a") - _checked_loss(loss_b, mask_a, "loss_b")
     return (
@@ -131,7 +133,7 @@ def vr_pge_symmetric(
     Raises:
         ValueError: wrong shapes or ranges, a loss that is not finite, an impossible draw.
     """
-    keep_prob = _checked_keep_prob(keep_prob)
+    keep_prob = checked_keep_prob(keep_prob)
     mask_a = _checked_mask(mask_a, keep_prob, "mask_a")
     mask_b = _checked_mask(mask_b, keep_prob, "mask_b")
     if mask_a.shape != mask_b.shape:
@@ -174,7 +176,7 @@ def coin_flip(
         ValueError: wrong shapes or ranges, a loss that is not finite, an impossible draw, a
             coin other than +1 and -1.
     """
-    keep_prob = _checked_keep_prob(keep_prob)
+    keep_prob = checked_keep_prob(keep_prob)
     mask_a = _checked_mask(mask_a, keep_prob, "mask_a")
     difference = _checked_loss(loss_a, mask_a, "loss_a") - _checked_loss(loss_b, mask_a, "loss_b")
     coin = _checked_loss(coin, mask_a, "coin")
@@ -203,49 +205,11 @@ def _checked_power(precondition_power: float) -> float:
     return float(precondition_power)
 
 
-def _checked_keep_prob(keep_prob: ArrayLike) -> NDArray[np.float64]:
-    """Return ``keep_prob`` as a float64 vector, or say what is wrong with it."""
-    array = np.asarray(keep_prob, dtype=np.float64)
-    if array.ndim != 1:
-        raise ValueError(
-            f"keep_prob has shape {array.shape}; one flat vector (n,) is needed, "
-            "concatenate the channel groups"
-        )
-    inside = (array >= 0.0) & (array <= 1.0)  # False for NaN
-    if not inside.all():
-        channel = int(np.argmin(inside))
-        raise ValueError(
-            f"keep_prob[{channel}] is {array[channel]}; every entry must be in [0, 1], "
-            "project it with project_capped_simplex"
-        )
-    return array
-
-
 def _checked_mask(
     mask: ArrayLike, keep_prob: NDArray[np.float64], name: str
 ) -> NDArray[np.float64]:
     """Return ``mask`` as float64 zeros and ones, or say why it is not a draw from s."""
-    array = np.asarray(mask)
-    if array.ndim not in (1, 2) or array.shape[-1] != keep_prob.size:
-        raise ValueError(
-            f"{name} has shape {array.shape}, keep_prob {keep_prob.shape}; a mask is one draw "
-            "(n,) or rows of draws (n_draws, n) over the same n channels"
-        )
-    kept = array == 1
-    if not (kept | (array == 0)).all():
-        raise ValueError(
-            f"{name} has entries other than 0 and 1 (or NaN); pass the mask itself, "
-            "not indices of kept channels and not probabilities"
-        )
-    impossible = np.where(kept, keep_prob == 0.0, keep_prob == 1.0)
-    if impossible.any():
-        channel = int(np.argwhere(impossible)[0, -1])
-        raise ValueError(
-            f"{name} disagrees with keep_prob[{channel}] = {keep_prob[channel]:g}: such a mask "
-            "can't have been drawn; pass the mask as drawn, together with the keep_prob it "
-            "was drawn from"
-        )
-    return kept.astype(np.float64)
+    return checked_mask(mask, keep_prob, name).astype(np.float64)
 
 
 def _checked_loss(loss: ArrayLike, mask: NDArray[np.float64], name: str) -> NDArray[np.float64]:

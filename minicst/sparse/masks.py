@@ -37,7 +37,7 @@ def sample_mask(keep_prob: ArrayLike, rng: np.random.Generator) -> NDArray[np.bo
             f"rng is a {type(rng).__name__}; a np.random.Generator is needed, "
             "for example np.random.default_rng(0)"
         )
-    keep_prob = _checked_keep_prob(keep_prob)
+    keep_prob = checked_keep_prob(keep_prob)
     return rng.random(keep_prob.size) < keep_prob
 
 
@@ -60,8 +60,8 @@ def score_function(mask: ArrayLike, keep_prob: ArrayLike) -> NDArray[np.float64]
     Raises:
         ValueError: wrong shapes, NaN, entries other than 0 and 1, or an impossible draw.
     """
-    keep_prob = _checked_keep_prob(keep_prob)
-    mask = _checked_mask(mask, keep_prob)
+    keep_prob = checked_keep_prob(keep_prob)
+    mask = checked_mask(mask, keep_prob)
     variance = keep_prob * (1.0 - keep_prob)
     # The smallest normal number makes 0/0 into 0 at s in {0, 1}; any s above 3e-308 is as it was.
     return (mask - keep_prob) / np.maximum(variance, np.finfo(np.float64).tiny)
@@ -84,8 +84,8 @@ def log_probability(mask: ArrayLike, keep_prob: ArrayLike) -> NDArray[np.float64
     Raises:
         ValueError: wrong shapes, NaN, entries other than 0 and 1, or an impossible draw.
     """
-    keep_prob = _checked_keep_prob(keep_prob)
-    mask = _checked_mask(mask, keep_prob)
+    keep_prob = checked_keep_prob(keep_prob)
+    mask = checked_mask(mask, keep_prob)
     drawn_prob = np.where(mask, keep_prob, 1.0 - keep_prob)
     return np.asarray(np.log(drawn_prob).sum(axis=-1))
 
@@ -138,7 +138,7 @@ def top_k_mask(keep_prob: ArrayLike, budget: float) -> NDArray[np.bool_]:
         ValueError: ``keep_prob`` is not 1-D, has a NaN or leaves [0, 1]; ``budget`` is negative
             or not finite.
     """
-    keep_prob = _checked_keep_prob(keep_prob)
+    keep_prob = checked_keep_prob(keep_prob)
     if not (np.isfinite(budget) and budget >= 0):
         raise ValueError(f"budget is {budget!r}; a finite number of channels >= 0 is needed")
     # rho * n in floating point may fall just short of a whole number (0.29 * 100 < 29).
@@ -148,7 +148,7 @@ def top_k_mask(keep_prob: ArrayLike, budget: float) -> NDArray[np.bool_]:
     return mask
 
 
-def _checked_keep_prob(keep_prob: ArrayLike) -> NDArray[np.float64]:
+def checked_keep_prob(keep_prob: ArrayLike) -> NDArray[np.float64]:
     """Return ``keep_prob`` as a float64 vector, or say what is wrong with it."""
     array = np.asarray(keep_prob, dtype=np.float64)
     if array.ndim != 1:
@@ -166,25 +166,27 @@ def _checked_keep_prob(keep_prob: ArrayLike) -> NDArray[np.float64]:
     return array
 
 
-def _checked_mask(mask: ArrayLike, keep_prob: NDArray[np.float64]) -> NDArray[np.bool_]:
+def checked_mask(
+    mask: ArrayLike, keep_prob: NDArray[np.float64], name: str = "mask"
+) -> NDArray[np.bool_]:
     """Return ``mask`` as bool, or say why it is not a draw from ``keep_prob``."""
     array = np.asarray(mask)
     if array.ndim not in (1, 2) or array.shape[-1] != keep_prob.size:
         raise ValueError(
-            f"mask has shape {array.shape}, keep_prob {keep_prob.shape}; a mask is one draw (n,) "
-            "or rows of draws (n_draws, n) over the same n channels"
+            f"{name} has shape {array.shape}, keep_prob {keep_prob.shape}; a mask is one draw "
+            "(n,) or rows of draws (n_draws, n) over the same n channels"
         )
     kept = array == 1
     if not (kept | (array == 0)).all():
         raise ValueError(
-            "mask has entries other than 0 and 1 (or NaN); pass the mask itself, "
+            f"{name} has entries other than 0 and 1 (or NaN); pass the mask itself, "
             "not indices of kept channels and not probabilities"
         )
     impossible = np.where(kept, keep_prob == 0.0, keep_prob == 1.0)
     if impossible.any():
         channel = int(np.argwhere(impossible)[0, -1])
         raise ValueError(
-            f"mask disagrees with keep_prob[{channel}] = {keep_prob[channel]:g}: such a mask "
+            f"{name} disagrees with keep_prob[{channel}] = {keep_prob[channel]:g}: such a mask "
             "can't have been drawn; pass the mask as drawn, together with the keep_prob it "
             "was drawn from"
         )
