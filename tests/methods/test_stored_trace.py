@@ -1,6 +1,6 @@
 """A stored run of 20 steps, so that a change of results can't slip in unseen.
 
-To store it anew after a change that is meant to affect results: python tests/methods/test_stored_trace.py
+To store it anew, after a change that is meant to affect results, run this file as a script.
 """
 
 import json
