@@ -88,7 +88,7 @@ class TrainSettings:
     recalibration_batches: int = 16
     """Training batches over which batch norm's statistics are averaged for a final network."""
     dense_probes: int = 12
-    """Dense steps of the same network timed in between; 0: no saving in seconds."""
+    """Number of dense steps (about) timed in between; 0: no saving in seconds."""
     planted: bool = False
     """Replace half of every group's channels by noise: the structure that is to be found."""
     controls: bool = False
