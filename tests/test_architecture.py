@@ -5,6 +5,7 @@ import them on first use, so they don't count.
 """
 
 import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -114,7 +115,7 @@ def test_nothing_imports_upward(module):
         ("minicst.autograd.conv", "from minicst.nn import Module"),
         ("minicst.nn.module", "import minicst.optim"),
         ("minicst.models.vgg", "from minicst.sparse import cut"),
-        ("minicst.sparse.masked", "from minicst.methods.dense import Dense"),
+        ("minicst.sparse.masked_form", "from minicst.methods.dense import Dense"),
         ("minicst.methods.dense", "from minicst.training import train"),
         ("minicst.methods.dense", "import minicst.checkpoint"),
         ("minicst.training", "from minicst import cli"),
@@ -244,3 +245,14 @@ def test_lessons_and_figures_are_not_imported_by_the_package():
     for module in MODULES:
         tops = {name.split(".")[0] for name in imported(path_of(module).read_text())}
         assert not tops & {"lessons", "figures", "tests"}, module
+
+
+def test_no_lazy_name_is_shadowed_by_a_module_of_the_same_name():
+    """Importing a submodule sets it as attribute of its package, in place of a lazy function."""
+    for package in ("minicst", "minicst.sparse", "minicst.methods"):
+        module = importlib.import_module(package)
+        folder = PACKAGE.joinpath(*package.split(".")[1:])
+        submodules = {path.stem for path in folder.glob("*.py")}
+        for name in set(module.__all__) & submodules:
+            # Such a name must mean the module itself, as in `minicst.functional`.
+            assert module.__getattr__(name).__name__ == f"{package}.{name}"

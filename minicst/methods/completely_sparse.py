@@ -26,7 +26,7 @@ from minicst.optim import SGD, Adam, schedule
 from minicst.randomness import rng_for
 from minicst.sparse.estimators import coin_flip, pge, vr_pge, vr_pge_symmetric
 from minicst.sparse.liveness import minimum_live, repair
-from minicst.sparse.masked import MaskedNetwork, masked
+from minicst.sparse.masked_form import MaskedNetwork, masked
 from minicst.sparse.masks import sample_mask, top_k_mask
 from minicst.sparse.projection import project_capped_simplex
 from minicst.sparse.subnetwork import Subnetwork, cut

@@ -21,7 +21,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
             "vr_pge_symmetric",
         ),
         "minicst.sparse.liveness": ("minimum_live", "propagate", "repair"),
-        "minicst.sparse.masked": ("MaskedNetwork", "masked"),
+        "minicst.sparse.masked_form": ("MaskedNetwork", "masked"),
         "minicst.sparse.masks": (
             "enumerate_masks",
             "log_probability",

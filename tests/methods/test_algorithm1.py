@@ -17,7 +17,7 @@ from minicst.models import build
 from minicst.nn import clone
 from minicst.randomness import rng_for
 from minicst.sparse.liveness import repair
-from minicst.sparse.masked import masked
+from minicst.sparse.masked_form import masked
 
 SHAPE = (8, 8, 3)
 SEED = 3

@@ -18,7 +18,7 @@ from minicst.sparse.accounting import (
     train_cost_saving,
 )
 from minicst.sparse.liveness import repair
-from minicst.sparse.masked import masked
+from minicst.sparse.masked_form import masked
 from minicst.sparse.subnetwork import cut
 
 VARIANTS = [

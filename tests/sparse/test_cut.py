@@ -16,7 +16,7 @@ from minicst.optim import SGD, Adam
 from minicst.sparse import subnetwork
 from minicst.sparse.accounting import count_macs
 from minicst.sparse.liveness import propagate, repair
-from minicst.sparse.masked import masked
+from minicst.sparse.masked_form import masked
 from minicst.sparse.subnetwork import Subnetwork, cut
 
 # name -> (width, side of the images): narrow and small, so that all of them run in seconds.
@@ -578,7 +578,7 @@ def test_mutation_places_of_an_add_ignored(residual_case, monkeypatch):
 
 
 def test_mutation_masked_update_moves_absent_entries(residual_case, monkeypatch):
-    from minicst.sparse.masked import MaskedNetwork
+    from minicst.sparse.masked_form import MaskedNetwork
 
     monkeypatch.setattr(MaskedNetwork, "update", lambda self: self.optimizer.step())
     red(*residual_case)

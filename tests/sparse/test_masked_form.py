@@ -8,7 +8,7 @@ from minicst.models import build
 from minicst.nn import INPUT, Network, Unit, clone
 from minicst.optim import SGD, Adam
 from minicst.sparse.liveness import propagate, repair
-from minicst.sparse.masked import live_entries, masked
+from minicst.sparse.masked_form import live_entries, masked
 
 
 def small_network(residual="independent", shortcut="B"):
