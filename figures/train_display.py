@@ -11,8 +11,9 @@ from rich._export_format import CONSOLE_SVG_FORMAT
 from rich.console import Console, Group
 
 from minicst.display import LiveDisplay, final_table
+from minicst.job import prepare
 from minicst.settings import TrainSettings
-from minicst.training import prepare, train
+from minicst.training import train
 
 
 class Snapshot(LiveDisplay):

@@ -126,8 +126,9 @@ def run_train(settings: TrainSettings, console: Console) -> int:
     """Train, or go on with a run; print the final table."""
     from minicst.checkpoint import write_text
     from minicst.display import LiveDisplay, final_table
+    from minicst.job import prepare
     from minicst.runs import draw_curves, finished, make_folder
-    from minicst.training import Stopped, prepare, resume, run_controls, train
+    from minicst.training import Stopped, resume, run_controls, train
 
     if settings.resume is not None:
         folder = settings.resume

@@ -11,9 +11,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from minicst.job import Job
 from minicst.methods.trace import StepTrace
 from minicst.tables import table as new_table
-from minicst.training import Job
 
 
 def human(number: float) -> str:

@@ -12,11 +12,11 @@ from rich.console import Console
 from rich.table import Table
 
 from minicst.backend import PASSES
+from minicst.job import Job, prepare
 from minicst.methods.completely_sparse import CompletelySparse
 from minicst.methods.trace import StepTrace
 from minicst.settings import TrainSettings
 from minicst.tables import table as new_table
-from minicst.training import Job, prepare
 
 
 @dataclass(frozen=True)
@@ -152,6 +152,7 @@ def step_json(job: Job, trace: StepTrace) -> dict[str, Any]:
         "macs_dense": trace.macs_dense,
         "macs_executed_total": trace.executed_macs,
         "macs_dense_total": trace.dense_macs,
+        "bytes_executed_total": trace.executed_bytes,
         "seconds": trace.seconds,
     }
 
@@ -182,6 +183,7 @@ def print_step(console: Console, job: Job, trace: StepTrace) -> None:
         f"channels revived in empty groups: {trace.repaired}",
     )
     console.print(_mac_table(trace))
+    console.print(f"operands and results of these products: {trace.executed_bytes:,} bytes\n")
     console.print(_seconds_table(trace))
 
 

@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from minicst.job import Job, prepare
 from minicst.nn import Network
 from minicst.settings import TrainSettings
-from minicst.training import Job, prepare, train
+from minicst.training import train
 
 # Label in the table: (method, estimator).
 METHODS: dict[str, tuple[str, str]] = {

@@ -8,9 +8,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from minicst.job import Job
 from minicst.methods.completely_sparse import CompletelySparse
 from minicst.settings import TrainSettings
-from minicst.training import Job, history
+from minicst.training import history
 
 RUNS = Path("runs")
 

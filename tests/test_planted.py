@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 
+from minicst.job import plant
 from minicst.models import build
 from minicst.nn import clone
 from minicst.planted import METHODS, PlantedSettings, good_channels, good_share, run_planted
 from minicst.sparse import cut, masked
-from minicst.training import plant
 
 
 def planted_network(seed=3):

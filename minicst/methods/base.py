@@ -205,6 +205,7 @@ class Method:
         phases = dict.fromkeys(phase for phase, _, _ in meter.macs)
         trace.macs = {phase: meter.by_layer(phase) for phase in phases}
         trace.macs_dense = self.dense_step_macs
+        trace.executed_bytes = sum(meter.bytes.values())
         dense = self.dense_count.macs * self.plan.batch_size
         ran = [meter.total(phase, "forward") for phase in forwards]
         trace.cost_ratio = sum(ran) / (len(ran) * dense)

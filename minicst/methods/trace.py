@@ -38,6 +38,7 @@ class StepTrace:
         live_channels: {"a": {group: count}, "b": ...}.
         macs: {phase: {layer: {pass: executed MACs}}}.
         macs_dense: {layer: {pass: MACs}} of a dense step on the same batch.
+        executed_bytes: operands and results of all products, each once.
         cost_ratio: mean of fS / fD over the step's forward passes, sampled.
         passes: (forward, backward) passes of the step.
         seconds: {phase: seconds}.
@@ -60,6 +61,7 @@ class StepTrace:
     live_channels: dict[str, dict[str, int]] = field(default_factory=dict)
     macs: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
     macs_dense: dict[str, dict[str, int]] = field(default_factory=dict)
+    executed_bytes: int = 0
     cost_ratio: float = 1.0
     passes: tuple[int, int] = (1, 1)
     seconds: dict[str, float] = field(default_factory=dict)

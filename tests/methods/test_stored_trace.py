@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from minicst.job import prepare
 from minicst.settings import TrainSettings
-from minicst.training import prepare
 
 STORED = Path(__file__).with_name("stored_trace.json")
 

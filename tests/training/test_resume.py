@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 import minicst
+from minicst.job import prepare
 from minicst.settings import TrainSettings
 from minicst.sparse import count_macs
-from minicst.training import Stopped, prepare, resume, train
+from minicst.training import Stopped, resume, train
 
 TIMES = ("seconds", "time_saving", "memory")
 

@@ -1,0 +1,209 @@
+"""What a run is made of: data, network, method, plan, running sums; built from the settings."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+import minicst.functional as F
+from minicst.autograd import Tensor
+from minicst.backend import get_backend
+from minicst.data import Batch, Dataset, Loader, load_dataset, test_loader, train_loader
+from minicst.methods import METHODS
+from minicst.methods.base import Method, Plan, build_optimizer
+from minicst.methods.completely_sparse import CompletelySparse
+from minicst.methods.dense import Dense, FixedMask, Narrow
+from minicst.methods.trace import StepTrace
+from minicst.models import ANY_SIZE, build
+from minicst.nn import ChannelNoise, Network, clone
+from minicst.randomness import rng_for
+from minicst.settings import TrainSettings
+
+
+@dataclass
+class Totals:
+    """Running sums of a run; part of the checkpoint.
+
+    Attributes:
+        epoch: epochs that are complete.
+        batch: batches of the current epoch that are done.
+        executed: MACs executed in training steps, recalibration included.
+        executed_dense: MACs that dense training would have executed in as many steps.
+        paper_cost: sum over steps of (forwards + 2 backwards) fS / fD.
+        ratio_sum: sum over steps of the mean fS / fD of the forward passes.
+        step_seconds: of all training steps, data loading excluded.
+        dense_seconds: of the dense steps timed in between.
+        scores: test accuracies at the end of the search, by kind of final mask.
+        epoch_sums: sums over the current epoch's steps.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    executed: int = 0
+    executed_dense: int = 0
+    paper_cost: float = 0.0
+    ratio_sum: float = 0.0
+    steps: int = 0
+    step_seconds: float = 0.0
+    dense_seconds: list[float] = field(default_factory=list)
+    scores: dict[str, list[float]] = field(default_factory=dict)
+    epoch_sums: dict[str, float] = field(default_factory=dict)
+
+    def add(self, trace: StepTrace) -> None:
+        """Count one training step."""
+        forwards, backwards = trace.passes
+        self.steps += 1
+        self.executed += trace.executed_macs
+        self.executed_dense += trace.dense_macs
+        self.paper_cost += (forwards + 2 * backwards) * trace.cost_ratio
+        self.ratio_sum += trace.cost_ratio
+        self.step_seconds += trace.total_seconds
+        sums = {
+            "steps": 1.0,
+            "loss_a": trace.loss_a,
+            "seconds": trace.total_seconds,
+            "macs": float(trace.executed_macs),
+            "repaired": float(trace.repaired),
+            "ratio": trace.cost_ratio,
+        }
+        if trace.loss_b is not None:
+            sums |= {
+                "paired": 1.0,
+                "loss_b": trace.loss_b,
+                "difference_squared": (trace.loss_a - trace.loss_b) ** 2,
+            }
+        for key, value in sums.items():
+            self.epoch_sums[key] = self.epoch_sums.get(key, 0.0) + value
+
+
+@dataclass
+class Job:
+    """All that a run is made of."""
+
+    settings: TrainSettings
+    dataset: Dataset
+    loader: Loader
+    full_network: Network
+    method: Method
+    plan: Plan
+    totals: Totals
+    probe: DenseProbe
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Training steps an epoch."""
+        return len(self.loader)
+
+    def recalibration_batches(self) -> list[Batch]:
+        """Training batches for batch norm's statistics, always the same ones, not augmented."""
+        data, settings = self.dataset, self.settings
+        plain = train_loader(data, settings.batch_size, settings.seed, "none", prefetch=False)
+        # An epoch number that training never reaches keys an order of its own.
+        return list(islice(plain.epoch(2**31), settings.recalibration_batches))
+
+    def test_batches(self) -> Iterable[Batch]:
+        """All test images, in order."""
+        return test_loader(self.dataset, 250, prefetch=False).epoch(0)
+
+
+class DenseProbe:
+    """Times dense steps of the same network, on a copy, in between the training steps."""
+
+    def __init__(self, network: Network, settings: TrainSettings) -> None:
+        self.network = clone(network)
+        hyper = settings.hyper()
+        self.optimizer = build_optimizer(hyper.optimizer, self.network, hyper)
+        self.warm = False
+
+    def time(self, batch: Batch) -> float:
+        """Seconds of one dense step: forward, backward, update. The first call warms up."""
+        if not self.warm:
+            self._step(batch)
+            self.warm = True
+        start = time.perf_counter()
+        self._step(batch)
+        return time.perf_counter() - start
+
+    def _step(self, batch: Batch) -> None:
+        meter = get_backend().meter
+        with meter.in_phase("probe"):
+            self.optimizer.zero_grad()
+            logits = self.network(Tensor(batch.images), training=True)
+            F.cross_entropy(logits, batch.labels).backward()
+            self.optimizer.step()
+
+
+def model_options(settings: TrainSettings, dataset: Dataset) -> dict[str, Any]:
+    """Arguments of models.build for these settings."""
+    return {
+        "name": settings.network,
+        "num_classes": dataset.num_classes,
+        "in_channels": dataset.input_shape[2],
+        "width": settings.width,
+        "residual": settings.residual,
+        "shortcut": settings.shortcut,
+        "image_size": dataset.input_shape[0],
+        "seed": settings.seed,
+    }
+
+
+def plant(network: Network, seed: int) -> None:
+    """Replace half of the channels of every maskable unit by noise, drawn from `seed`."""
+    for name, unit in network.units().items():
+        if unit.group is not None and unit.norm is not None:
+            channels = np.arange(unit.transform.c_out)
+            order = rng_for(seed, "planted", name).permutation(channels.size)
+            bad = order < channels.size // 2
+            unit.noise = ChannelNoise(seed, name, bad, channels)
+
+
+def prepare(settings: TrainSettings, target_macs: float | None = None) -> Job:
+    """Build data, network and method.
+
+    Args:
+        settings: of the run.
+        target_macs: for the controls, MACs of a forward pass to come close to.
+
+    Raises:
+        ValueError: if a setting is impossible.
+    """
+    settings.check()
+    get_backend(settings.device, settings.threads)
+    pad_to = None if settings.network in ANY_SIZE else 32
+    dataset = load_dataset(settings.data, pad_to=pad_to)
+    # Mirrored digits are other signs or none, so they are never flipped.
+    augment = "none" if settings.data == "digits" else settings.augment
+    loader = train_loader(dataset, settings.batch_size, settings.seed, augment)
+    options = model_options(settings, dataset)
+    network = build(**options)
+    network.shapes(dataset.input_shape)
+    if settings.planted:
+        plant(network, settings.seed)
+    search_epochs = settings.epochs - round(settings.epochs * settings.fine_tune)
+    if settings.method != CompletelySparse.name or search_epochs < 1:
+        search_epochs = settings.epochs
+    plan = Plan(
+        total_steps=settings.epochs * len(loader),
+        search_steps=search_epochs * len(loader),
+        batch_size=settings.batch_size,
+        input_shape=dataset.input_shape,
+    )
+    hyper = settings.hyper()
+    method: Method
+    if settings.method == CompletelySparse.name:
+        method = CompletelySparse(network, hyper, plan)
+    elif settings.method == Dense.name:
+        method = Dense(network, hyper, plan)
+    elif settings.method == FixedMask.name:
+        method = FixedMask(network, hyper, plan, target_macs)
+    elif settings.method == Narrow.name:
+        method = Narrow(network, hyper, plan, options, target_macs)
+    else:
+        raise ValueError(f"unknown method '{settings.method}': choose one of {', '.join(METHODS)}")
+    probe = DenseProbe(network, settings)
+    return Job(settings, dataset, loader, network, method, plan, Totals(), probe)
