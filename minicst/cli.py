@@ -69,8 +69,13 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError, MemoryError) as error:
         if debug:
             raise
-        errors.print(f"minicst: error: {one_line(error)}", markup=False, soft_wrap=True)
+        _print_plain(errors, f"minicst: error: {one_line(error)}")
         return ERROR
+
+
+def _print_plain(console: Console, text: str) -> None:
+    """Print a line as it is: a path may hold [brackets] and be longer than the terminal."""
+    console.print(text, markup=False, soft_wrap=True)
 
 
 def one_line(error: Exception) -> str:
@@ -133,7 +138,7 @@ def run_train(settings: TrainSettings, console: Console) -> int:
     if settings.resume is not None:
         folder = settings.resume
         if (summary := finished(folder)) is not None:
-            console.print(f"{folder} is finished already:")
+            _print_plain(console, f"{folder} is finished already:")
             console.print(final_table(summary, summary.get("controls", {})))
             return 0
         job = resume(folder, settings.threads)
@@ -145,7 +150,7 @@ def run_train(settings: TrainSettings, console: Console) -> int:
             _, summary = train(job, folder, display, stop)
         except Stopped:
             display.__exit__()
-            console.print(f"stopped; go on with: minicst train --resume {folder}")
+            _print_plain(console, f"stopped; go on with: minicst train --resume {folder}")
             return INTERRUPTED
         display.__exit__()
         draw_curves(job, folder)
@@ -155,12 +160,12 @@ def run_train(settings: TrainSettings, console: Console) -> int:
                 controls = run_controls(job, summary["macs"], display, stop)
             except Stopped:
                 console.print(final_table(summary, {}))
-                console.print(f"controls stopped; the run itself is finished: {folder}")
+                _print_plain(console, f"controls stopped; the run itself is finished: {folder}")
                 return INTERRUPTED
             summary["controls"] = controls
             write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
     console.print(final_table(summary, controls))
-    console.print(f"run folder: {folder}", soft_wrap=True)
+    _print_plain(console, f"run folder: {folder}")
     return 0
 
 
@@ -193,8 +198,9 @@ def _step(settings: StepSettings, console: Console) -> int:
     else:
         print_step(console, job, trace)
     if settings.save is not None:
+        arrays: dict[str, Any] = step_arrays(job, trace)
         with open(settings.save, "wb") as file:
-            np.savez(file, **step_arrays(job, trace), allow_pickle=False)
+            np.savez(file, **arrays)
     return 0
 
 

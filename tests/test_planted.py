@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 
+from minicst.autograd import Tensor
 from minicst.job import plant
 from minicst.models import build
-from minicst.nn import clone
+from minicst.nn import ChannelNoise, clone
 from minicst.planted import METHODS, PlantedSettings, good_channels, good_share, run_planted
 from minicst.sparse import cut, masked
 
@@ -29,6 +30,46 @@ def test_half_of_every_units_channels_are_noise():
 
 def test_good_share():
     assert good_share(np.array([0.5, 1.0, 0.5]), np.array([True, False, True])) == 0.5
+
+
+def test_good_channels_by_hand():
+    network = build("vgg-tiny", in_channels=1, width=0.25)
+    first, second, third = network.groups
+    by_group = {unit.group: unit for unit in network.units().values() if unit.group is not None}
+    sizes = [by_group[group].transform.c_out for group in network.groups]
+    assert sizes == [4, 8, 8]
+    for group, bad in ((first, [0, 3]), (third, [7])):
+        flags = np.isin(np.arange(by_group[group].transform.c_out), bad)
+        by_group[group].noise = ChannelNoise(0, group, flags, np.arange(flags.size))
+    good = good_channels(network)
+    assert np.flatnonzero(~good).tolist() == [0, 3, 19]  # 0 + 0, 0 + 3, 4 + 8 + 7
+    assert good[network.groups[second]].all()
+    assert good_share(np.full(20, 0.5), good) == pytest.approx(17 / 20)
+    keep_prob = np.zeros(20)
+    keep_prob[[0, 1, 19]] = [0.25, 1.0, 0.75]
+    assert good_share(keep_prob, good) == pytest.approx(0.5)
+
+
+def test_noise_depends_on_seed_step_layer_and_channel_alone():
+    shape, bad = (2, 3, 3, 4), np.array([True, False, True, True])
+    z = Tensor(np.ones(shape))
+
+    def drawn(seed=1, layer="conv1", step=5, channels=(0, 1, 2, 3), live=None):
+        return ChannelNoise(seed, layer, bad, channels)(z, step, live).data
+
+    first = drawn()
+    assert np.array_equal(drawn(), first)
+    assert np.array_equal(first[..., 1], np.ones(shape[:-1]))
+    for other in (drawn(seed=2), drawn(layer="conv2"), drawn(step=6), drawn(channels=(9, 8, 7, 6))):
+        assert not (other[..., bad] == first[..., bad]).any()
+    # Without channel 0 the others keep their noise, whether it is cut away or only absent.
+    keep = np.array([False, True, True, True])
+    narrow = ChannelNoise(1, "conv1", bad, range(4)).narrow(keep)
+    cut_away = narrow(Tensor(np.ones((2, 3, 3, 3))), 5, None).data
+    assert np.array_equal(cut_away, first[..., keep])
+    absent = drawn(live=keep)
+    assert np.array_equal(absent[..., keep], first[..., keep])
+    assert not absent[..., 0].any()
 
 
 def test_noise_is_the_same_in_both_passes_cut_and_masked_and_new_each_step():

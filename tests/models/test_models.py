@@ -11,7 +11,7 @@ from minicst.nn import Shortcut, Unit
 from minicst.sparse.accounting import count_macs
 
 # name, options, parameters, MACs at 32x32x3, maskable channels (None: not quoted anywhere).
-# From /shared notes, section 7: a counter in plain Python, confirmed by public tables.
+# From a counter in plain Python; tables published elsewhere confirm them.
 COUNTS = [
     ("vgg16", {}, 14_724_042, 313_201_664, 4224),
     ("vgg19", {}, 20_035_018, 398_136_320, 5504),

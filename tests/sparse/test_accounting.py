@@ -206,6 +206,16 @@ def test_activation_bytes_of_other_nodes():
     assert count.activation_bytes == 4 * 25 * 4 + 9 * 4 + 4 * 36 + 4 * 6 + 4 * 6
 
 
+def test_a_flattened_array_is_held_once():
+    network = Network("view", 3)
+    at = network.add("a", Unit.create(3, 4, 3), INPUT)
+    at = network.add("flatten", Flatten(4), at)
+    network.add("out", Unit.create(16, 5, norm=False, relu=False), at)
+    grown = tape_bytes(network, (4, 4, 3), 4) - tape_bytes(network, (4, 4, 3), 2)
+    # Batch norm's input and ReLU's result; the linear layer's input is a view of that.
+    assert grown == 2 * count_macs(network, (4, 4, 3)).activation_bytes == 2 * 2 * 4 * 16
+
+
 # Expectation
 
 
