@@ -84,7 +84,7 @@ def one_line(error: Exception) -> str:
         return f"out of memory ({error}): use a smaller --batch-size or --width"
     if isinstance(error, OSError):
         where = f" ({error.filename})" if error.filename else ""
-        return f"{error.strerror or error}{where}; what was saved before is unchanged"
+        return f"{error.strerror or error}{where}"
     return " ".join(str(error).split())
 
 

@@ -88,10 +88,10 @@ def run_planted(
         ValueError: for an unknown method or an impossible setting.
     """
     unknown = [label for label in settings.methods if label not in METHODS]
-    if unknown or settings.seeds < 1:
+    if unknown or not settings.methods or settings.seeds < 1:
         raise ValueError(
-            f"methods {list(settings.methods)}, {settings.seeds} seeds: at least one seed, and of "
-            f"the methods {', '.join(METHODS)}"
+            f"methods {list(settings.methods)}, {settings.seeds} seeds: one seed and one method at "
+            f"least are needed, of {', '.join(METHODS)}"
         )
     seeds = range(settings.first_seed, settings.first_seed + settings.seeds)
     results: dict[str, Any] = {}

@@ -158,16 +158,16 @@ class TrainSettings:
             ("batch_size", self.batch_size >= 2, "at least 2 (batch norm needs two images)"),
             ("fine_tune", 0.0 <= self.fine_tune < 1.0, "a share of the epochs in [0, 1)"),
             ("keep_prob_floor", 0.0 <= self.keep_prob_floor < 0.5, "in [0, 0.5)"),
-            ("keep_prob_lr", self.keep_prob_lr >= 0.0, "not negative"),
+            ("keep_prob_lr", self.keep_prob_lr >= 0.0, "0 or more"),
             ("precondition_power", 0.0 <= self.precondition_power <= 1.0, "in [0, 1]"),
             ("resample_every", self.resample_every >= 1, "at least 1"),
             ("recalibration_batches", self.recalibration_batches >= 1, "at least 1"),
-            ("dense_probes", self.dense_probes >= 0, "not negative"),
+            ("dense_probes", self.dense_probes >= 0, "0 or more"),
             ("threads", self.threads is None or self.threads >= 1, "at least 1"),
-            ("seed", self.seed >= 0, "not negative"),
+            ("seed", self.seed >= 0, "0 or more"),
             ("label_smoothing", 0.0 <= self.label_smoothing < 1.0, "in [0, 1)"),
             ("warmup", 0.0 <= self.warmup < 1.0, "in [0, 1)"),
-            ("clip_norm", self.clip_norm >= 0.0, "not negative"),
+            ("clip_norm", self.clip_norm >= 0.0, "0 or more"),
         ]
         for name, holds, rule in rules:
             if not holds:
