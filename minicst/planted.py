@@ -81,8 +81,9 @@ def run_planted(
     """Train every method on every seed.
 
     Returns:
-        {"settings": ..., "base_share": mean share of good channels, "methods": {label:
-        {"good_share": {mean, sd, values}, "test_accuracy": {mean, sd, values}, "seconds": ...}}}.
+        {"network", "data", "keep_rate", "epochs", "seeds", "base_share": mean share of good
+        channels, "methods": {label: {"good_share": {mean, sd, values}, "test_accuracy": {mean, sd,
+        values}, "seconds_per_run"}}}.
 
     Raises:
         ValueError: for an unknown method or an impossible setting.

@@ -113,8 +113,7 @@ def _train(
         row = _epoch_row(job)
         totals.epoch, totals.batch, totals.epoch_sums = epoch + 1, 0, {}
         if folder is not None:
-            with open(folder / "metrics.jsonl", "a") as file:
-                file.write(json.dumps(row) + "\n")
+            _append_row(folder / "metrics.jsonl", row)
         _write_checkpoint(job, folder)
         watcher.epoch_ended(job, row)
         if stop() and totals.epoch < settings.epochs:
@@ -189,6 +188,17 @@ def _epoch_row(job: Job) -> dict[str, Any]:
             "searching": method.searching,
         }
     return row
+
+
+def _append_row(path: Path, row: dict[str, Any]) -> None:
+    try:
+        with open(path, "a") as file:
+            file.write(json.dumps(row) + "\n")
+    except OSError as error:
+        raise ValueError(
+            f"can't write {path}: {error.strerror or error}; free some space or choose "
+            "another folder with --out"
+        ) from error
 
 
 def summarize(job: Job, network: Network) -> dict[str, Any]:
@@ -301,7 +311,8 @@ def resume(folder: Path, threads: int | None = None) -> Job:
         job = prepare(settings)
         job.method.load_state(arrays)
         job.totals = totals
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        # A header that isn't made of mappings ends in AttributeError or TypeError.
         raise ValueError(f"{folder / 'checkpoint.npz'} can't be resumed: {error}") from error
     metrics = folder / "metrics.jsonl"
     lines = metrics.read_text().splitlines()[: totals.epoch] if metrics.exists() else []
