@@ -148,7 +148,10 @@ class CompletelySparse(Method):
             updated.optimizer.lr = optimizer.lr  # type: ignore[union-attr]
             updated.update()
         with watch("paste"):
-            if updated is not sub_a:
+            if isinstance(updated, Subnetwork) and updated is not sub_a:
+                assert isinstance(sub_a, Subnetwork)
+                assert isinstance(sub_b, Subnetwork)
+                updated.restore_all_but([sub_a, sub_b])
                 updated.paste()
                 sub_a = self._open(used_a, with_optimizer=True)
             elif hyper.resample_every == 1:
@@ -295,7 +298,7 @@ class CompletelySparse(Method):
     def _union(
         self, sub_a: Subnetwork | MaskedNetwork, sub_b: Subnetwork | MaskedNetwork
     ) -> Subnetwork | MaskedNetwork:
-        """Both masks were back-propagated: the update acts on the union of their entries."""
+        """Both masks were back-propagated: return a sub-network that contains both."""
         if isinstance(sub_a, MaskedNetwork) or isinstance(sub_b, MaskedNetwork):
             return sub_a  # both passes left their gradients in the full network
         sub_a.paste()  # batch norm's running statistics come from pass a

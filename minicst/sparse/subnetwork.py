@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,10 +43,21 @@ class Subnetwork:
         Absent entries of the full network aren't touched: no decay, no momentum.
         """
         backend = self._full.parameters()[0].backend
-        for full, small, block in self._pairs():
+        for _, full, small, block in self._pairs():
             backend.scatter(full, block, small)
         if self.optimizer is not None and self._full_optimizer is not None:
             self._full_optimizer.steps = self.optimizer.steps
+
+    def restore_all_but(self, parts: Sequence[Subnetwork]) -> None:
+        """Take back from the full network what lies in none of these smaller sub-networks.
+
+        The cut of two masks' union holds more than both cuts: weights from a channel of one to a
+        channel of the other. No loss reached them, so no decay and no momentum may move them.
+        """
+        for name, full, small, block in self._pairs():
+            inside = [part._blocks[name] for part in parts if name in part._blocks]
+            outside = ~np.isin(block, np.concatenate([*inside, block[:0]]))
+            small.reshape(-1)[outside] = full.reshape(-1)[block[outside]]
 
     def update(self) -> None:
         """Take an optimizer step on the small arrays."""
@@ -74,19 +85,19 @@ class Subnetwork:
 
     def _fill(self) -> None:
         backend = self._full.parameters()[0].backend
-        for full, small, block in self._pairs():
+        for _, full, small, block in self._pairs():
             backend.gather(full, block, small)
 
-    def _pairs(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Yield (full array, small array, flat index of its live entries) for all state."""
+    def _pairs(self) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:
+        """Yield (name, full array, small array, flat index of its live entries) for all state."""
         full_state, small_state = self._full.state(), self.network.state()
         for name, small in small_state.items():
             block = self._blocks[name]
-            yield full_state[name], small, block
+            yield name, full_state[name], small, block
             if self.optimizer is not None and name in self.optimizer.state:
                 assert self._full_optimizer is not None
                 for key, array in self.optimizer.state[name].items():
-                    yield self._full_optimizer.state[name][key], array, block
+                    yield name, self._full_optimizer.state[name][key], array, block
 
 
 def cut(network: Network, mask: Any, optimizer: Optimizer | None = None) -> Subnetwork:
