@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
 
@@ -187,11 +188,22 @@ def _stop_on_interrupt() -> Iterator[Any]:
         signal.signal(signal.SIGINT, before)
 
 
+def _check_target(path: Path | None, option: str) -> None:
+    """Refuse a file that can't be written before the work is done, not after it.
+
+    Raises:
+        ValueError: if its folder isn't there.
+    """
+    if path is not None and not path.parent.is_dir():
+        raise ValueError(f"{option} {path}: there is no folder {path.parent}; make it first")
+
+
 def _step(settings: StepSettings, console: Console) -> int:
     import numpy as np
 
     from minicst.inspect_step import print_step, run_step, step_arrays, step_json
 
+    _check_target(settings.save, "--save")
     job, trace = run_step(settings)
     if settings.json:
         print(json.dumps(step_json(job, trace)))
@@ -207,6 +219,7 @@ def _step(settings: StepSettings, console: Console) -> int:
 def _planted(settings: PlantedSettings, console: Console) -> int:
     from minicst.planted import run_planted, save_planted
 
+    _check_target(settings.out, "--out")
     says = (lambda text: None) if settings.json else lambda text: console.print(text, style="dim")
     results = run_planted(settings, says)
     if settings.out is not None:

@@ -185,8 +185,13 @@ def prepare(settings: TrainSettings, target_macs: float | None = None) -> Job:
     if settings.planted:
         plant(network, settings.seed)
     search_epochs = settings.epochs - round(settings.epochs * settings.fine_tune)
-    if settings.method != CompletelySparse.name or search_epochs < 1:
+    if settings.method != CompletelySparse.name:
         search_epochs = settings.epochs
+    elif search_epochs < 1:
+        raise ValueError(
+            f"--fine-tune {settings.fine_tune} of {settings.epochs} epochs leaves none for the "
+            "search: take a smaller share or more epochs"
+        )
     plan = Plan(
         total_steps=settings.epochs * len(loader),
         search_steps=search_epochs * len(loader),

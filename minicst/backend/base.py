@@ -68,9 +68,6 @@ class Backend:
         """Return the array on the host as numpy.ndarray."""
         raise NotImplementedError
 
-    def synchronize(self) -> None:
-        """Wait until the device has done all that it was asked for (for timing)."""
-
     def gather(self, array: Array, index: Array, out: Array) -> None:
         """Fill out with array's elements at flat positions `index`; both arrays are contiguous."""
         out.reshape(-1)[...] = array.reshape(-1)[index]

@@ -3,17 +3,9 @@
 from minicst.nn.layers import BatchNorm, Conv2d, Linear, he_normal
 from minicst.nn.module import Module
 from minicst.nn.network import INPUT, Network, clone
-from minicst.nn.nodes import (
-    Add,
-    ChannelNoise,
-    Context,
-    Flatten,
-    GlobalPool,
-    Node,
-    Pool,
-    Shortcut,
-    Unit,
-)
+from minicst.nn.node import Context, Node
+from minicst.nn.nodes import Add, Flatten, GlobalPool, Pool, Shortcut
+from minicst.nn.unit import ChannelNoise, Unit
 
 __all__ = [
     "INPUT",

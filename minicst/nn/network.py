@@ -10,7 +10,9 @@ import numpy as np
 
 from minicst.autograd import Tensor
 from minicst.nn.module import Module
-from minicst.nn.nodes import Context, Live, Node, Shape, Unit, build_node
+from minicst.nn.node import Context, Live, Node, Shape
+from minicst.nn.nodes import build_node
+from minicst.nn.unit import Unit
 
 INPUT = "input"
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from minicst.backend import PASSES
 from minicst.nn import INPUT, Add, Network, Pool, Shortcut, Unit
-from minicst.nn.nodes import Live, Shape
+from minicst.nn.node import Live, Shape
 from minicst.sparse.liveness import propagate
 
 FLOAT_BYTES = 4  # float32

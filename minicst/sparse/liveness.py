@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from minicst.nn import INPUT, Add, Network, Unit
-from minicst.nn.nodes import Live
+from minicst.nn.node import Live
 
 
 def propagate(network: Network, mask: np.ndarray | None) -> dict[str, Live]:

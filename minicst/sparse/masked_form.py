@@ -9,7 +9,7 @@ import numpy as np
 
 from minicst.autograd import Tensor
 from minicst.nn import Network
-from minicst.nn.nodes import Live
+from minicst.nn.node import Live
 from minicst.optim import Optimizer
 from minicst.sparse.liveness import as_mask, propagate
 

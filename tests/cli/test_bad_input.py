@@ -36,6 +36,7 @@ def inside(tmp_path, monkeypatch):
         ("--batch-size 1", ["--batch-size 1", "at least 2"]),
         ("--batch-size 5000", ["5000"]),
         ("--fine-tune 1", ["--fine-tune 1.0", "[0, 1)"]),
+        ("--fine-tune .9 --epochs 1", ["--fine-tune 0.9", "none for the search"]),
         ("--lr 1e9 --epochs 1", ["nan", "--lr"]),
         ("--estimator pge --backward-masks 2", ["pge", "--backward-masks 2"]),
         ("--mask-position filter --resample-every 2", ["filter", "--resample-every"]),
@@ -71,7 +72,9 @@ def test_train_says_one_line_and_returns_2(arguments, names, capsys, tmp_path):
         (["macs", "vgg16", "--keep-rate", "0"], "(0, 1]"),
         (["step", "--keep-rate", "0"], "(0, 1]"),
         (["step", "--after", "-1"], "--after"),
+        (["step", "--save", "nowhere/step.npz"], "no folder nowhere"),
         (["planted", "--methods", "foo"], "foo"),
+        (["planted", "--out", "nowhere/planted.png"], "no folder nowhere"),
         (["bench", "--network", "resnet20"], "resnet20"),
     ],
 )
