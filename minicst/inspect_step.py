@@ -28,7 +28,7 @@ class StepSettings:
     data: str = "digits"
     """fashion, digits or shapes32."""
     width: float = 0.25
-    """Multiplies every hidden channel count; at .25 vgg-small has 28 maskable channels."""
+    """Multiplies every hidden channel count; at .25 vgg-small has 36 maskable channels."""
     keep_rate: float = 0.5
     """Share of channels kept on average, in (0, 1]."""
     residual: Literal["tied", "independent"] = "tied"

@@ -13,7 +13,7 @@ from minicst.nn import INPUT, Flatten, GlobalPool, Network, Pool, Unit
 
 # Numbers are filters of 3x3 convolutions, "M" is 2x2 max pooling.
 VGG_LAYERS: dict[str, tuple[int | str, ...]] = {
-    # Ours. vgg-small: some fifteen steps per maskable channel in a minute on two cores.
+    # Ours. vgg-small: some thirteen steps per maskable channel in a minute on two cores.
     "vgg-tiny": (16, 32, "M", 32),
     "vgg-small": (32, "M", 48, "M", 64),
     "vgg11": (64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M"),
