@@ -13,7 +13,7 @@ from rich.table import Table
 
 from minicst.backend import PASSES
 from minicst.job import Job, prepare
-from minicst.methods.completely_sparse import CompletelySparse
+from minicst.methods.completely_sparse import LETTERS, CompletelySparse
 from minicst.methods.trace import StepTrace
 from minicst.settings import TrainSettings
 from minicst.tables import table as new_table
@@ -36,7 +36,9 @@ class StepSettings:
     shortcut: Literal["A", "B"] = "B"
     """Shortcuts into a new stage (ResNets)."""
     estimator: str = "vr-pge"
-    """vr-pge, vr-pge-symmetric, pge or coin."""
+    """vr-pge, vr-pge-symmetric, vr-pge-multi, disarm, arm, pge, pge-moving-average or coin."""
+    n_masks: int = 4
+    """Masks of a step for vr-pge-multi."""
     precondition_power: Annotated[float, tyro.conf.arg(aliases=["--alpha"])] = 0.5
     """alpha, in [0, 1]."""
     keep_prob_optimizer: Literal["adam", "sgd"] = "sgd"
@@ -75,6 +77,7 @@ def run_step(settings: StepSettings) -> tuple[Job, StepTrace]:
         residual=settings.residual,
         shortcut=settings.shortcut,
         estimator=settings.estimator,
+        n_masks=settings.n_masks,
         precondition_power=settings.precondition_power,
         keep_prob_optimizer=settings.keep_prob_optimizer,
         keep_prob_lr=settings.keep_prob_lr,
@@ -102,12 +105,11 @@ def run_step(settings: StepSettings) -> tuple[Job, StepTrace]:
 
 def step_arrays(job: Job, trace: StepTrace) -> dict[str, np.ndarray]:
     """All arrays of the step, by name."""
-    named = {
-        "keep_prob_before": trace.keep_prob_before,
-        "mask_drawn_a": trace.mask_drawn_a,
-        "mask_drawn_b": trace.mask_drawn_b,
-        "mask_used_a": trace.mask_used_a,
-        "mask_used_b": trace.mask_used_b,
+    named = {"keep_prob_before": trace.keep_prob_before, "uniform": trace.uniform}
+    for kind, masks in (("drawn", trace.masks_drawn), ("used", trace.masks_used)):
+        for letter, mask in zip(LETTERS, () if masks is None else masks, strict=False):
+            named[f"mask_{kind}_{letter}"] = mask
+    named |= {
         "score": trace.score,
         "preconditioner": trace.preconditioner,
         "gradient": trace.gradient,
@@ -115,11 +117,12 @@ def step_arrays(job: Job, trace: StepTrace) -> dict[str, np.ndarray]:
         "keep_prob": trace.keep_prob,
     }
     arrays = {name: array for name, array in named.items() if array is not None}
-    arrays["loss_a"] = np.array(trace.loss_a)
     arrays["multiplier"] = np.array(trace.multiplier)
-    if trace.loss_b is not None:
-        arrays["loss_b"] = np.array(trace.loss_b)
-    return arrays
+    return arrays | {name: np.array(loss) for name, loss in _losses(trace).items()}
+
+
+def _losses(trace: StepTrace) -> dict[str, float]:
+    return {f"loss_{letter}": loss for letter, loss in zip(LETTERS, trace.losses, strict=False)}
 
 
 def step_json(job: Job, trace: StepTrace) -> dict[str, Any]:
@@ -144,6 +147,9 @@ def step_json(job: Job, trace: StepTrace) -> dict[str, Any]:
         "budget": method.budget,
         "loss_a": trace.loss_a,
         "loss_b": trace.loss_b,
+        **_losses(trace),
+        "baseline": trace.baseline,
+        "coin": trace.coin,
         "repaired": trace.repaired,
         "multiplier": trace.multiplier,
         "keep_prob_sum": float(method.keep_prob.sum()),
@@ -169,12 +175,7 @@ def print_step(console: Console, job: Job, trace: StepTrace) -> None:
         f"alpha {trace.precondition_power:g}",
     )
     console.print(_channel_table(job, trace))
-    loss = f"L(m) = {trace.loss_a:.6f}"
-    if trace.loss_b is not None:
-        loss += (
-            f"    L(m') = {trace.loss_b:.6f}    L(m) - L(m') = {trace.loss_a - trace.loss_b:+.6f}"
-        )
-    console.print(loss)
+    console.print(_loss_line(trace))
     assert trace.z is not None
     assert trace.keep_prob is not None
     console.print(
@@ -185,6 +186,23 @@ def print_step(console: Console, job: Job, trace: StepTrace) -> None:
     console.print(_mac_table(trace))
     console.print(f"operands and results of these products: {trace.executed_bytes:,} bytes\n")
     console.print(_seconds_table(trace))
+
+
+def _loss_line(trace: StepTrace) -> str:
+    line = f"L(m) = {trace.loss_a:.6f}"
+    if trace.loss_b is not None:
+        line += f"    L(m') = {trace.loss_b:.6f}"
+    if len(trace.losses) > 2:
+        rest = ", ".join(f"{loss:.6f}" for loss in trace.losses[2:])
+        mean = sum(trace.losses) / len(trace.losses)
+        return f"{line}, {rest}    L(m) - mean = {trace.loss_a - mean:+.6f}"
+    if trace.loss_b is not None:
+        line += f"    L(m) - L(m') = {trace.loss_a - trace.loss_b:+.6f}"
+    if trace.baseline is not None:
+        line += f"    average of earlier losses = {trace.baseline:.6f}"
+    if trace.coin is not None:
+        line += f"    coin = {trace.coin:+.0f}"
+    return line
 
 
 def _channel_table(job: Job, trace: StepTrace) -> Table:
@@ -213,8 +231,7 @@ def _channel_table(job: Job, trace: StepTrace) -> Table:
 
 def _mac_table(trace: StepTrace) -> Table:
     columns = [
-        ("forward a", "forward_a", "forward"),
-        ("forward b", "forward_b", "forward"),
+        *((name.replace("_", " "), name, "forward") for name in sorted(trace.macs) if "forward" in name),
         ("weight grad", "backward", "weight_gradient"),
         ("input grad", "backward", "input_gradient"),
     ]

@@ -18,8 +18,13 @@ class TrainSettings:
     network: str = "vgg-small"
     """vgg-tiny, vgg-small, vgg11, vgg16, vgg19, resnet20, resnet32, resnet56 or mlp."""
     data: str = "fashion"
-    """fashion (28x28 grey, real), digits (8x8 grey, real) or shapes32 (32x32 color, synthetic).
+    """fashion (28x28 grey, real), digits (8x8 grey, real), shapes32 (32x32 color, synthetic) or
+    cifar10 (32x32 color, real; needs --data-dir).
     All but vgg-tiny, vgg-small and mlp get images zero-padded to 32x32."""
+    data_dir: Path | None = None
+    """Folder with cifar-10-batches-bin (the binary version of CIFAR-10), or that folder."""
+    limit: int | None = None
+    """Train on the first so many training images only, as they come: classes not balanced."""
     method: str = "completely-sparse"
     """completely-sparse (Algorithm 1), dense, or the controls fixed-mask and narrow."""
     preset: str | None = None
@@ -28,6 +33,9 @@ class TrainSettings:
     sets the defaults of these settings; whatever is given beside it wins."""
     keep_rate: float = 0.5
     """Share of the maskable channels kept on average: rho, in (0, 1]."""
+    budget_in: Literal["channels", "macs"] = "channels"
+    """What keep_prob may spend: channels (the paper's), or multiply-adds of each channel's filters at
+    dense input, of which it gets the share --keep-rate: an upper bound on the expected ones."""
     width: float = 1.0
     """Multiplies every hidden channel count."""
     residual: Literal["tied", "independent"] = "tied"
@@ -36,8 +44,14 @@ class TrainSettings:
     """ResNet shortcuts into a new stage: A pads with zero channels, B is a 1x1 convolution."""
 
     estimator: str = "vr-pge"
-    """vr-pge (Algorithm 1), vr-pge-symmetric (about half the variance, same cost), pge (one
-    forward pass, hopeless), or coin (a control without information)."""
+    """vr-pge (Algorithm 1), vr-pge-symmetric (about half the variance, same cost), vr-pge-multi
+    (--n-masks forward passes), disarm or arm (an antithetic pair), pge (one forward pass,
+    hopeless), pge-moving-average (one pass, earlier losses as baseline), or coin (a control without
+    information)."""
+    n_masks: int = 4
+    """Masks of a step for vr-pge-multi, 2 to 26; each costs a forward pass."""
+    baseline_decay: float = 0.9
+    """Share of the old average in the baseline of pge-moving-average, in [0, 1)."""
     precondition_power: Annotated[float, tyro.conf.arg(aliases=["--alpha"])] = 0.5
     """alpha of the preconditioner (s (1 - s))^alpha, in [0, 1]. Adam hides it."""
     keep_prob_optimizer: Literal["adam", "sgd"] = "adam"
@@ -130,7 +144,7 @@ class TrainSettings:
         if unknown := sorted(data.keys() - known):
             raise ValueError(f"unknown setting '{unknown[0]}'")
         data = dict(data)
-        for key in ("out", "resume"):
+        for key in ("data_dir", "out", "resume"):
             data[key] = None if data.get(key) is None else Path(data[key])
         return cls(**data)
 
@@ -165,6 +179,8 @@ class TrainSettings:
             ("dense_probes", self.dense_probes >= 0, "0 or more"),
             ("threads", self.threads is None or self.threads >= 1, "at least 1"),
             ("seed", self.seed >= 0, "0 or more"),
+            ("n_masks", 2 <= self.n_masks <= 26, "2 to 26"),
+            ("baseline_decay", 0.0 <= self.baseline_decay < 1.0, "in [0, 1)"),
             ("label_smoothing", 0.0 <= self.label_smoothing < 1.0, "in [0, 1)"),
             ("warmup", 0.0 <= self.warmup < 1.0, "in [0, 1)"),
             ("clip_norm", self.clip_norm >= 0.0, "0 or more"),
@@ -179,8 +195,10 @@ class TrainSettings:
             raise ValueError("--mask-position filter can't be combined with --fine-tune")
         if self.planted and (self.method == "narrow" or self.controls):
             raise ValueError("--planted has no narrow network of its own: leave out --controls")
-        if self.estimator == "pge" and self.backward_masks == 2:
-            raise ValueError("--estimator pge runs one pass: --backward-masks 2 has no second one")
+        if self.estimator in ("pge", "pge-moving-average") and self.backward_masks == 2:
+            raise ValueError(
+                f"--estimator {self.estimator} runs one pass: --backward-masks 2 has no second one"
+            )
 
 
 PRESETS: dict[str, dict[str, Any]] = {

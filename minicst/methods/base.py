@@ -37,7 +37,10 @@ class Hyper:
     label_smoothing: float = 0.0
     clip_norm: float = 0.0
     keep_rate: float = 0.5
+    budget_in: str = "channels"
     estimator: str = "vr-pge"
+    n_masks: int = 4
+    baseline_decay: float = 0.9
     precondition_power: float = 0.5
     keep_prob_optimizer: str = "adam"
     keep_prob_lr: float = 12e-3  # paper, App. B
@@ -194,7 +197,7 @@ class Method:
         with watch("update"):
             clip_gradients(optimizer, self.hyper.clip_norm)
             optimizer.step()
-        trace = StepTrace(step=self.step, loss_a=value, passes=(1, 1), seconds=watch.seconds)
+        trace = StepTrace(self.step, (value,), passes=(1, 1), seconds=watch.seconds)
         self.account(trace, ("forward_a",))
         self.step += 1
         return trace

@@ -5,7 +5,9 @@ The numbers in the comments of `train_step` are the paper's line numbers.
 
 from __future__ import annotations
 
+import string
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
@@ -24,14 +26,15 @@ from minicst.methods.trace import StepTrace, Stopwatch
 from minicst.nn import Network
 from minicst.optim import SGD, Adam, schedule
 from minicst.randomness import rng_for
-from minicst.sparse.estimators import coin_flip, pge, vr_pge, vr_pge_symmetric
+from minicst.sparse.estimators import moving_average
 from minicst.sparse.liveness import minimum_live, repair
 from minicst.sparse.masked_form import MaskedNetwork, masked
 from minicst.sparse.masks import sample_mask, top_k_mask
 from minicst.sparse.projection import project_capped_simplex
+from minicst.sparse.rules import RULES, Draws, draw_masks
 from minicst.sparse.subnetwork import Subnetwork, cut
 
-ESTIMATORS = ("vr-pge", "vr-pge-symmetric", "pge", "coin")
+LETTERS = string.ascii_lowercase  # of the forward passes: L(m) is pass a, L(m') pass b, ...
 FINAL_MASKS = ("sample", "top-k", "best-of-10")
 
 
@@ -47,6 +50,8 @@ class CompletelySparse(Method):
     Attributes:
         keep_prob: (n,) float64, the paper's s.
         budget: keep_rate * n, the paper's K.
+        weights: (n,) cost of each channel with mean 1, where the budget isn't in channels; or None.
+        rule: of the estimator.
     """
 
     name = "completely-sparse"
@@ -55,10 +60,17 @@ class CompletelySparse(Method):
         super().__init__(network, hyper, plan)
         n = network.n_maskable
         self.budget = checked_budget(network, hyper.keep_rate)
-        if hyper.estimator not in ESTIMATORS:
+        if hyper.estimator not in RULES:
             raise ValueError(
-                f"unknown estimator '{hyper.estimator}': choose one of {', '.join(ESTIMATORS)}"
+                f"unknown estimator '{hyper.estimator}': choose one of {', '.join(RULES)}"
             )
+        self.rule = RULES[hyper.estimator]
+        self.weights = None
+        if hyper.budget_in == "macs":
+            from minicst.sparse.accounting import linear_macs_cost
+
+            costs, _ = linear_macs_cost(network, plan.input_shape)
+            self.weights = costs / costs.mean()
         if hyper.final_mask not in FINAL_MASKS:
             raise ValueError(
                 f"unknown final mask '{hyper.final_mask}': choose one of {', '.join(FINAL_MASKS)}"
@@ -79,6 +91,7 @@ class CompletelySparse(Method):
         self.upper = 1.0 - hyper.keep_prob_floor if hyper.keep_rate < 1.0 else 1.0
         self._mask: np.ndarray | None = None  # used mask of the current block or fine-tuning
         self._sub: Subnetwork | MaskedNetwork | None = None
+        self._baseline: float | None = None
         self.repaired = 0
 
     @property
@@ -96,50 +109,36 @@ class CompletelySparse(Method):
         watch = Stopwatch()
         meter.reset()
         s = self.keep_prob.copy()
-        one_pass = hyper.estimator == "pge"
 
         # 4: the mini-batch B is given by the loop
-        # 5: sample m(1), m(2) from p(m|s)
+        # 5: sample m(1), m(2) from p(m|s); other estimators take one mask, or more
         with watch("sample"):
-            drawn_a, used_a, fixed_a = self._draw("a")
-            drawn_b, used_b, fixed_b = self._draw("b")
+            drawn, uniform, used, repaired = self._draw()
         with watch("cut"):
             self._close()
-            sub_a = self._open(used_a, with_optimizer=True)
-            sub_b = None if one_pass else self._open(used_b, with_optimizer=False)
+            subs = [self._open(mask, with_optimizer=i == 0) for i, mask in enumerate(used)]
+        sub_a = subs[0]
         optimizer = sub_a.optimizer
         assert optimizer is not None
         optimizer.zero_grad()
         optimizer.lr = self.lr()
 
-        # 6: L_B(w, m(1)) and L_B(w, m(2)), both at the same weights
-        loss_b = None
-        with watch("forward_b"), meter.in_phase("forward_b"):
-            if sub_b is not None and hyper.backward_masks == 1:
-                with no_grad():
-                    loss_b = self.loss(sub_b, batch, track=False).item()
-            elif sub_b is not None:
-                tape_b = self.loss(sub_b, batch, track=False)
-                loss_b = tape_b.item()
-        with watch("forward_a"), meter.in_phase("forward_a"):
-            tape = self.loss(sub_a, batch)
-            loss_a = self.check_loss(tape.item(), "L(m)")
-        if loss_b is not None:
-            self.check_loss(loss_b, "L(m')")
+        # 6: L_B(w, m(1)) and L_B(w, m(2)), all at the same weights
+        losses, tapes = self._forward_passes(subs, batch, watch)
 
         # 6: gradient of L_B(w, m(1)) through sub-network a alone
         updated: Subnetwork | MaskedNetwork = sub_a
         with watch("backward"), meter.in_phase("backward"):
-            if sub_b is not None and hyper.backward_masks == 2:
-                (tape * 0.5).backward()
-                (tape_b * 0.5).backward()
-                updated = self._union(sub_a, sub_b)
-            else:
-                tape.backward()
+            for tape in tapes:
+                (tape * (1.0 / len(tapes)) if len(tapes) > 1 else tape).backward()
+            if len(tapes) > 1:
+                updated = self._union(sub_a, subs[1])
 
         # 6: s <- proj_S(z), z = s - eta (L(m(1)) - L(m(2))) H^alpha(s) (m(1) - s) / (s (1 - s))
         with watch("structure"):
-            gradient = self._estimate(loss_a, loss_b, drawn_a, drawn_b, s)
+            draws = self._draws(losses, drawn, uniform)
+            gradient = self.rule.estimate(draws, s, hyper.precondition_power)
+            self._baseline = moving_average(self._baseline, losses[0], hyper.baseline_decay)
             clipped = clip_gradients(updated.optimizer, hyper.clip_norm, gradient)  # type: ignore[arg-type]
             z, multiplier = self._update_keep_prob(gradient if clipped is None else clipped)
 
@@ -150,37 +149,37 @@ class CompletelySparse(Method):
         with watch("paste"):
             if isinstance(updated, Subnetwork) and updated is not sub_a:
                 assert isinstance(sub_a, Subnetwork)
-                assert isinstance(sub_b, Subnetwork)
-                updated.restore_all_but([sub_a, sub_b])
+                assert isinstance(subs[1], Subnetwork)
+                updated.restore_all_but([sub_a, subs[1]])
                 updated.paste()
-                sub_a = self._open(used_a, with_optimizer=True)
+                sub_a = self._open(used[0], with_optimizer=True)
             elif hyper.resample_every == 1:
                 sub_a.paste()
-        self._sub, self._mask = (sub_a, used_a) if hyper.resample_every > 1 else (None, None)
+        self._sub, self._mask = (sub_a, used[0]) if hyper.resample_every > 1 else (None, None)
 
-        self.repaired += fixed_a + (0 if one_pass else fixed_b)
+        self.repaired += repaired
         trace = StepTrace(
             step=self.step,
-            loss_a=loss_a,
-            loss_b=loss_b,
-            mask_drawn_a=drawn_a,
-            mask_drawn_b=None if one_pass else drawn_b,
-            mask_used_a=used_a,
-            mask_used_b=None if one_pass else used_b,
-            repaired=fixed_a + (0 if one_pass else fixed_b),
+            losses=losses,
+            masks_drawn=drawn,
+            masks_used=used,
+            uniform=uniform,
+            baseline=draws.baseline,
+            coin=draws.coin,
+            repaired=repaired,
             keep_prob_before=s,
             gradient=gradient,
             z=z,
             multiplier=multiplier,
             keep_prob=self.keep_prob.copy(),
             precondition_power=hyper.precondition_power,
-            passes=(1 if one_pass else 2, hyper.backward_masks),
+            passes=(len(subs), len(tapes)),
             seconds=watch.seconds,
         )
-        trace.live_channels["a"] = self._live_counts(used_a)
-        if not one_pass:
-            trace.live_channels["b"] = self._live_counts(used_b)
-        self.account(trace, ("forward_a",) if one_pass else ("forward_a", "forward_b"))
+        letters = LETTERS[: len(subs)]
+        for letter, mask in zip(letters, used, strict=True):
+            trace.live_channels[letter] = self._live_counts(mask)
+        self.account(trace, tuple(f"forward_{letter}" for letter in letters))
         self.step += 1
         return trace
 
@@ -195,7 +194,9 @@ class CompletelySparse(Method):
         Top-K takes as many channels as masks have on average, sum(keep_prob), which may be fewer
         than the budget: channels beyond were decided against, and their weights are untrained.
         """
-        expected = min(round(float(self.keep_prob.sum())), self.budget)
+        expected: float = round(float(self.keep_prob.sum()))
+        if self.weights is None:
+            expected = min(expected, self.budget)
         samples = [
             repair(self.network, self._sample("final", i), self.keep_prob)[0]
             for i in range(self.hyper.n_final_samples)
@@ -256,6 +257,7 @@ class CompletelySparse(Method):
             arrays[f"keep_prob_optimizer/{key}"] = array
         arrays["keep_prob_steps"] = np.array(self._s_optimizer.steps)
         arrays["repaired"] = np.array(self.repaired)
+        arrays["baseline"] = np.array([] if self._baseline is None else [self._baseline])
         arrays["mask"] = np.zeros(0, bool) if self._mask is None else self._mask
         return arrays
 
@@ -268,6 +270,7 @@ class CompletelySparse(Method):
             array[...] = _array(arrays, f"keep_prob_optimizer/{key}", n)
         self._s_optimizer.steps = int(_array(arrays, "keep_prob_steps", ()))
         self.repaired = int(_array(arrays, "repaired", ()))
+        self._baseline = next(iter(arrays["baseline"].tolist()), None)
         self._sub = self._mask = None
         if arrays["mask"].size:
             self._mask = _array(arrays, "mask", n)
@@ -278,11 +281,44 @@ class CompletelySparse(Method):
     def _sample(self, which: str, number: int) -> np.ndarray:
         return sample_mask(self.keep_prob, rng_for(self.hyper.seed, "mask", which, number))
 
-    def _draw(self, which: str) -> tuple[np.ndarray, np.ndarray, int]:
-        """Draw a mask, keyed by seed and step: (as drawn, as used, channels repaired)."""
-        drawn = self._sample(which, self.step)
-        used, repaired = repair(self.network, drawn, self.keep_prob)
-        return drawn, used, repaired
+    def _draw(self) -> tuple[np.ndarray, np.ndarray | None, np.ndarray, int]:
+        """Draw a step's masks, keyed by seed and step.
+
+        Returns:
+            Masks as drawn (k, n), U of an antithetic pair, masks as used, channels repaired.
+        """
+        letters = LETTERS[: self.rule.masks_per_step(self.hyper.n_masks)]
+        rngs = [rng_for(self.hyper.seed, "mask", letter, self.step) for letter in letters]
+        drawn, uniform = draw_masks(self.rule, self.keep_prob, rngs)
+        used, repaired = zip(
+            *(repair(self.network, mask, self.keep_prob) for mask in drawn), strict=True
+        )
+        return drawn, uniform, np.stack(used), sum(repaired)
+
+    def _forward_passes(
+        self, subs: list[Subnetwork | MaskedNetwork], batch: Batch, watch: Stopwatch
+    ) -> tuple[tuple[float, ...], list[Any]]:
+        """Run the forward passes, that of m(1) last; only what is back-propagated gets a tape.
+
+        Returns:
+            The losses in the masks' order, and the tapes of the first one or two.
+        """
+        meter = self.backend.meter
+        n_tapes = min(self.hyper.backward_masks, len(subs))
+        tapes: dict[int, Any] = {}
+        losses = [0.0] * len(subs)
+        for i in reversed(range(len(subs))):
+            phase = f"forward_{LETTERS[i]}"
+            with watch(phase), meter.in_phase(phase):
+                if i < n_tapes:
+                    tapes[i] = self.loss(subs[i], batch, track=i == 0)
+                    losses[i] = tapes[i].item()
+                else:
+                    with no_grad():
+                        losses[i] = self.loss(subs[i], batch, track=False).item()
+        for i, loss in enumerate(losses):
+            self.check_loss(loss, "L(m)" if i == 0 else "L(m')")
+        return tuple(losses), [tapes[i] for i in range(n_tapes)]
 
     def _open(self, mask: np.ndarray, with_optimizer: bool) -> Subnetwork | MaskedNetwork:
         optimizer = self.optimizer if with_optimizer else None
@@ -307,24 +343,14 @@ class CompletelySparse(Method):
             sub.add_gradients_to(union)
         return union
 
-    def _estimate(
-        self,
-        loss_a: float,
-        loss_b: float | None,
-        mask_a: np.ndarray,
-        mask_b: np.ndarray,
-        s: np.ndarray,
-    ) -> np.ndarray:
-        """Estimate H^alpha grad Phi(s) from two numbers and the drawn masks."""
-        alpha = self.hyper.precondition_power
-        if loss_b is None:
-            return pge(loss_a, mask_a, s, alpha)
-        if self.hyper.estimator == "vr-pge-symmetric":
-            return vr_pge_symmetric(loss_a, loss_b, mask_a, mask_b, s, alpha)
-        if self.hyper.estimator == "coin":
-            side = rng_for(self.hyper.seed, "coin", self.step).integers(2)
-            return coin_flip(loss_a, loss_b, mask_a, s, 2.0 * float(side) - 1.0, alpha)
-        return vr_pge(loss_a, loss_b, mask_a, s, alpha)
+    def _draws(
+        self, losses: tuple[float, ...], masks: np.ndarray, uniform: np.ndarray | None
+    ) -> Draws:
+        """All that the estimator sees: numbers, and masks as drawn."""
+        coin = None
+        if not self.rule.informed:
+            coin = 2.0 * float(rng_for(self.hyper.seed, "coin", self.step).integers(2)) - 1.0
+        return Draws(np.array(losses), masks, uniform, self._baseline, coin)
 
     def _update_keep_prob(self, gradient: np.ndarray) -> tuple[np.ndarray, float]:
         """Step and project; return z and the projection's multiplier."""
@@ -337,7 +363,9 @@ class CompletelySparse(Method):
         if self.hyper.keep_rate == 1.0:
             self._s.data[...] = 1.0
             return z, 0.0
-        projected, multiplier = project_capped_simplex(z, self.budget, self.lower, self.upper)
+        projected, multiplier = project_capped_simplex(
+            z, self.budget, self.lower, self.upper, **({} if self.weights is None else {"weights": self.weights})
+        )
         self._s.data[...] = projected
         return z, multiplier
 
@@ -357,7 +385,7 @@ class CompletelySparse(Method):
         assert isinstance(self._sub, Subnetwork)
         assert self._sub.optimizer is not None
         trace = self.plain_step(self._sub.network, self._sub.optimizer, batch)
-        trace.mask_used_a = self._mask
+        trace.masks_used = None if self._mask is None else self._mask[None]
         trace.keep_prob = trace.keep_prob_before = self.keep_prob.copy()
         trace.live_channels["a"] = self._live_counts(self._sub.mask)
         return trace

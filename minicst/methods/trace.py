@@ -22,13 +22,13 @@ class StepTrace:
 
     Attributes:
         step: number of the step, from 0.
-        loss_a: L(m), the loss that was back-propagated, nats.
-        loss_b: L(m'), or None.
-        mask_drawn_a: (n,) bool as drawn; the score function takes it.
-        mask_drawn_b: likewise for the second pass.
-        mask_used_a: (n,) bool after empty groups were repaired; the sub-network's.
-        mask_used_b: likewise.
-        repaired: channels switched on by the repair, in both masks.
+        losses: of the forward passes, nats: L(m), which was back-propagated, L(m'), ...
+        masks_drawn: (k, n) bool as drawn, one for each forward pass; the score function takes them.
+        masks_used: (k, n) bool after empty groups were repaired; the sub-networks'.
+        uniform: (n,) float64, U of an antithetic pair.
+        baseline: average of earlier losses that the estimator took off, or None.
+        coin: +1 or -1 of the coin control, or None.
+        repaired: channels switched on by the repair, in all masks.
         keep_prob_before: (n,) float64, s.
         gradient: (n,) float64, the estimate of H^alpha grad Phi(s).
         z: (n,) float64, keep_prob after the optimizer, before the projection.
@@ -45,12 +45,12 @@ class StepTrace:
     """
 
     step: int
-    loss_a: float
-    loss_b: float | None = None
-    mask_drawn_a: np.ndarray | None = None
-    mask_drawn_b: np.ndarray | None = None
-    mask_used_a: np.ndarray | None = None
-    mask_used_b: np.ndarray | None = None
+    losses: tuple[float, ...]
+    masks_drawn: np.ndarray | None = None
+    masks_used: np.ndarray | None = None
+    uniform: np.ndarray | None = None
+    baseline: float | None = None
+    coin: float | None = None
     repaired: int = 0
     keep_prob_before: np.ndarray | None = None
     gradient: np.ndarray | None = None
@@ -65,6 +65,36 @@ class StepTrace:
     cost_ratio: float = 1.0
     passes: tuple[int, int] = (1, 1)
     seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def loss_a(self) -> float:
+        """L(m), the loss that was back-propagated."""
+        return self.losses[0]
+
+    @property
+    def loss_b(self) -> float | None:
+        """L(m') of the second forward pass, or None."""
+        return self.losses[1] if len(self.losses) > 1 else None
+
+    @property
+    def mask_drawn_a(self) -> np.ndarray | None:
+        """(n,) bool, m as drawn."""
+        return _row(self.masks_drawn, 0)
+
+    @property
+    def mask_drawn_b(self) -> np.ndarray | None:
+        """(n,) bool, m' as drawn."""
+        return _row(self.masks_drawn, 1)
+
+    @property
+    def mask_used_a(self) -> np.ndarray | None:
+        """(n,) bool, mask of the sub-network that was back-propagated."""
+        return _row(self.masks_used, 0)
+
+    @property
+    def mask_used_b(self) -> np.ndarray | None:
+        """(n,) bool, mask of the second sub-network."""
+        return _row(self.masks_used, 1)
 
     @property
     def score(self) -> np.ndarray | None:
@@ -99,6 +129,10 @@ class StepTrace:
     def total_seconds(self) -> float:
         """Seconds of all phases."""
         return sum(self.seconds.values())
+
+
+def _row(masks: np.ndarray | None, i: int) -> np.ndarray | None:
+    return masks[i] if masks is not None and len(masks) > i else None
 
 
 class Stopwatch:

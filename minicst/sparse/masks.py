@@ -32,13 +32,49 @@ def sample_mask(keep_prob: ArrayLike, rng: np.random.Generator) -> NDArray[np.bo
         TypeError: ``rng`` is not a ``np.random.Generator``.
         ValueError: ``keep_prob`` is not 1-D, has a NaN or leaves [0, 1].
     """
-    if not isinstance(rng, np.random.Generator):
-        raise TypeError(
-            f"rng is a {type(rng).__name__}; a np.random.Generator is needed, "
-            "for example np.random.default_rng(0)"
-        )
+    _check_rng(rng)
     keep_prob = checked_keep_prob(keep_prob)
     return rng.random(keep_prob.size) < keep_prob
+
+
+class AntitheticMask(NDArray[np.bool_]):
+    """One half of an antithetic pair: a bool array that says so.
+
+    The halves share their random numbers. Estimators that take one loss as the other's
+    independent baseline are biased on such a pair, and refuse an array of this class. Views and
+    slices keep the class; ``np.asarray`` and ``np.stack`` leave a plain array.
+    """
+
+
+def sample_antithetic_masks(
+    keep_prob: ArrayLike, rng: np.random.Generator
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.float64]]:
+    """Draw an antithetic pair of masks: m = 1[U < s] and m~ = 1[1 - U <= s], one U for both.
+
+    Each half alone is a draw from p(m|s). Together they differ as often as they can: where
+    s <= 1/2 they are never both 1, where s >= 1/2 never both 0.
+
+    Paper: not in the paper; the pair of ARM (Yin and Zhou, 2019, arXiv 1807.11143) and DisARM
+        (Dong, Mnih and Tucker, 2020, arXiv 2006.10680) in place of Algorithm 1, line 5 [alg1]
+
+    Args:
+        keep_prob: s, shape (n,), in [0, 1].
+        rng: NumPy generator; takes n numbers from it.
+
+    Returns:
+        ``(mask_a, mask_b, uniform)``: two masks, bool (n,), of class ``AntitheticMask``, and U,
+        float64 (n,), which ``arm`` needs.
+
+    Raises:
+        TypeError: ``rng`` is not a ``np.random.Generator``.
+        ValueError: ``keep_prob`` is not 1-D, has a NaN or leaves [0, 1].
+    """
+    _check_rng(rng)
+    keep_prob = checked_keep_prob(keep_prob)
+    uniform = rng.random(keep_prob.size)
+    # U in [0, 1), 1 - U in (0, 1]: with <= a channel of s = 0 is never drawn, one of s = 1 always.
+    mask_a, mask_b = uniform < keep_prob, 1.0 - uniform <= keep_prob
+    return mask_a.view(AntitheticMask), mask_b.view(AntitheticMask), uniform
 
 
 def score_function(mask: ArrayLike, keep_prob: ArrayLike) -> NDArray[np.float64]:
@@ -146,6 +182,15 @@ def top_k_mask(keep_prob: ArrayLike, budget: float) -> NDArray[np.bool_]:
     mask = np.zeros(keep_prob.size, dtype=np.bool_)
     mask[np.argsort(-keep_prob, kind="stable")[:n_kept]] = True
     return mask
+
+
+def _check_rng(rng: np.random.Generator) -> None:
+    """Raise TypeError for anything but a generator (a seed, the old RandomState)."""
+    if not isinstance(rng, np.random.Generator):
+        raise TypeError(
+            f"rng is a {type(rng).__name__}; a np.random.Generator is needed, "
+            "for example np.random.default_rng(0)"
+        )
 
 
 def checked_keep_prob(keep_prob: ArrayLike) -> NDArray[np.float64]:
