@@ -168,6 +168,12 @@ def final_table(summary: dict[str, Any], controls: dict[str, dict[str, Any]]) ->
             f"{summary['keep_prob_near_0']:.0%} / {summary['keep_prob_near_1']:.0%}",
             f"sum {summary['keep_prob_sum']:.1f}, K {summary['budget']:g}",
         )
+    if summary.get("macs_bound") is not None:
+        table.add_row(
+            "MACs by keep_prob: expected, and its linear bound",
+            human(summary["macs_expected"]),
+            f"{human(summary['macs_bound'])}, {summary['macs_bound'] / summary['macs_dense']:.1%}",
+        )
     if controls:
         table.add_section()
         for name, control in controls.items():

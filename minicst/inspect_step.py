@@ -231,7 +231,11 @@ def _channel_table(job: Job, trace: StepTrace) -> Table:
 
 def _mac_table(trace: StepTrace) -> Table:
     columns = [
-        *((name.replace("_", " "), name, "forward") for name in sorted(trace.macs) if "forward" in name),
+        *(
+            (name.replace("_", " "), name, "forward")
+            for name in sorted(trace.macs)
+            if "forward" in name
+        ),
         ("weight grad", "backward", "weight_gradient"),
         ("input grad", "backward", "input_gradient"),
     ]

@@ -185,6 +185,7 @@ def _epoch_row(job: Job) -> dict[str, Any]:
             "keep_prob_near_1": float((s > 0.99).mean()),
             "macs_expected": expected_macs(job.full_network, job.plan.input_shape, s),
             "repaired": int(sums["repaired"]),
+            **({} if method.macs_bound() is None else {"macs_bound": method.macs_bound()}),
             "searching": method.searching,
         }
     return row
@@ -252,6 +253,9 @@ def summarize(job: Job, network: Network) -> dict[str, Any]:
         summary |= {
             "keep_prob_sum": float(s.sum()),
             "budget": method.budget,
+            "budget_in": settings.budget_in,
+            "macs_bound": method.macs_bound(),
+            "macs_expected": expected_macs(job.full_network, shape, s),
             "keep_prob_near_0": float((s < 0.01).mean()),
             "keep_prob_near_1": float((s > 0.99).mean()),
             "repaired": method.repaired,

@@ -50,7 +50,7 @@ class CompletelySparse(Method):
     Attributes:
         keep_prob: (n,) float64, the paper's s.
         budget: keep_rate * n, the paper's K.
-        weights: (n,) cost of each channel with mean 1, where the budget isn't in channels; or None.
+        weights: (n,) cost of each channel, mean 1, where the budget is in MACs; else None.
         rule: of the estimator.
     """
 
@@ -66,11 +66,15 @@ class CompletelySparse(Method):
             )
         self.rule = RULES[hyper.estimator]
         self.weights = None
+        self._macs_cost: tuple[np.ndarray, float] | None = None
         if hyper.budget_in == "macs":
             from minicst.sparse.accounting import linear_macs_cost
 
-            costs, _ = linear_macs_cost(network, plan.input_shape)
-            self.weights = costs / costs.mean()
+            self._macs_cost = linear_macs_cost(network, plan.input_shape)
+            # Mean 1: the budget stays keep_rate * n, in channels of average cost.
+            self.weights = self._macs_cost[0] / self._macs_cost[0].mean()
+        elif hyper.budget_in != "channels":
+            raise ValueError(f"unknown budget '{hyper.budget_in}': choose channels or macs")
         if hyper.final_mask not in FINAL_MASKS:
             raise ValueError(
                 f"unknown final mask '{hyper.final_mask}': choose one of {', '.join(FINAL_MASKS)}"
@@ -98,6 +102,16 @@ class CompletelySparse(Method):
     def keep_prob(self) -> np.ndarray:
         """(n,) float64, probability of each channel's mask being 1."""
         return self._s.data
+
+    def macs_bound(self) -> float | None:
+        """MACs of a forward pass that a budget in macs allows now: constant + sum c_j s_j; or None.
+
+        Each filter is charged for dense input, so the expected MACs, bilinear in s, are fewer.
+        """
+        if self._macs_cost is None:
+            return None
+        costs, constant = self._macs_cost
+        return constant + float(costs @ self.keep_prob)
 
     def train_step(self, batch: Batch) -> StepTrace:
         """One iteration of Algorithm 1, or of a later step of a block, or of fine-tuning."""
@@ -364,7 +378,11 @@ class CompletelySparse(Method):
             self._s.data[...] = 1.0
             return z, 0.0
         projected, multiplier = project_capped_simplex(
-            z, self.budget, self.lower, self.upper, **({} if self.weights is None else {"weights": self.weights})
+            z,
+            self.budget,
+            self.lower,
+            self.upper,
+            **({} if self.weights is None else {"weights": self.weights}),
         )
         self._s.data[...] = projected
         return z, multiplier

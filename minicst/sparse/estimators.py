@@ -332,7 +332,9 @@ def arm(
             "(n_draws, n), the numbers that the masks were drawn with"
         )
     if not ((uniform >= 0.0) & (uniform < 1.0)).all():
-        raise ValueError("uniform has entries outside [0, 1) (or NaN); take sample_antithetic_masks")
+        raise ValueError(
+            "uniform has entries outside [0, 1) (or NaN); take sample_antithetic_masks"
+        )
     difference = _checked_loss(loss_a, uniform, "loss_a") - _checked_loss(loss_b, uniform, "loss_b")
     undecided = (keep_prob > 0.0) & (keep_prob < 1.0)
     step = np.where(undecided, 0.5 - uniform, 0.0)

@@ -23,6 +23,7 @@ from minicst.methods.trace import StepTrace
 from minicst.models import build
 from minicst.nn import clone
 from minicst.sparse import count_macs, cut, top_k_mask
+from minicst.sparse.accounting import expected_macs, linear_macs_cost
 
 SHAPE = (8, 8, 1)
 
@@ -101,6 +102,80 @@ def test_filters_masked_before_batch_norm_run_dense_and_differ():
     whole = np.ones(method.network.n_maskable)
     assert filtered.executed_macs == executed(method.network, [(whole, True), (whole, False)])
     assert filtered.cost_ratio == 1.0
+
+
+def estimate_by_hand(name, trace, alpha, average):
+    """H^alpha grad Phi from what the trace holds, by the formulas of the estimators."""
+    s, masks, losses = trace.keep_prob_before, trace.masks_drawn.astype(float), trace.losses
+    scale = (s * (1 - s)) ** (alpha - 1)
+    if name == "vr-pge-multi":
+        mean = sum(losses) / len(losses)
+        total = sum((loss - mean) * (m - s) for loss, m in zip(losses, masks, strict=True))
+        return total / (len(losses) - 1) * scale
+    if name == "disarm":
+        both = (masks[0] - masks[1]) / 2 * np.maximum(s, 1 - s)
+        return (losses[0] - losses[1]) * both * scale
+    if name == "arm":
+        np.testing.assert_array_equal(masks[0], trace.uniform < s)
+        np.testing.assert_array_equal(masks[1], 1 - trace.uniform <= s)
+        return (losses[0] - losses[1]) * (0.5 - trace.uniform) * scale
+    assert name == "pge-moving-average"
+    return (losses[0] - average) * (masks[0] - s) * scale
+
+
+@pytest.mark.parametrize(
+    ("name", "n_masks"),
+    [
+        ("vr-pge-multi", 2),
+        ("vr-pge-multi", 5),
+        ("disarm", 2),
+        ("arm", 2),
+        ("pge-moving-average", 1),
+    ],
+)
+def test_every_estimator_trains_with_its_masks_and_passes(name, n_masks):
+    hyper = {"estimator": name, "keep_prob_lr": 0.02, "keep_prob_optimizer": "sgd", "lr": 0.05}
+    method = method_of(width=0.5, n_masks=max(n_masks, 2), **hyper)
+    average = None
+    for batch in batches_of(5):
+        network = clone(method.network)
+        trace = method.train_step(batch)
+        assert trace.passes == (n_masks, 1)
+        assert len(trace.losses) == len(trace.masks_drawn) == len(trace.masks_used) == n_masks
+        passes = [(mask, i == 0) for i, mask in enumerate(trace.masks_used)]
+        assert trace.executed_macs == executed(method.network, passes)
+        for loss, mask in zip(trace.losses, trace.masks_used, strict=True):
+            small = cut(network, mask).network
+            logits = small(batch.images, training=True)
+            assert F.cross_entropy(logits, batch.labels).item() == pytest.approx(loss, rel=1e-6)
+        if name == "pge-moving-average":
+            assert trace.baseline == (None if average is None else pytest.approx(average))
+        wanted = estimate_by_hand(name, trace, 0.5, trace.losses[0] if average is None else average)
+        np.testing.assert_allclose(trace.gradient, wanted, rtol=1e-9, atol=1e-12)
+        average = trace.losses[0] if average is None else 0.9 * average + 0.1 * trace.losses[0]
+    assert np.ptp(method.keep_prob) > 0
+
+
+def test_independent_masks_of_a_step_differ_and_do_not_depend_on_their_number():
+    traces = []
+    for n_masks in (3, 4):
+        method = method_of(estimator="vr-pge-multi", n_masks=n_masks)
+        traces.append(method.train_step(batches_of(1)[0]))
+    three, four = (trace.masks_drawn for trace in traces)
+    np.testing.assert_array_equal(three, four[:3])
+    assert len({mask.tobytes() for mask in four}) == 4
+
+
+def test_the_macs_budget_is_kept_and_spends_more_on_cheap_channels():
+    method = method_of(budget_in="macs", keep_prob_lr=0.1, lr=0.05, width=0.5)
+    costs, constant = linear_macs_cost(method.network, SHAPE)
+    for batch in batches_of(12):
+        method.train_step(batch)
+        spent = costs @ method.keep_prob
+        assert spent <= 0.5 * costs.sum() * (1 + 1e-12)
+        expected = expected_macs(method.network, SHAPE, method.keep_prob)
+        assert expected <= constant + spent + 1e-6
+    assert abs(method.keep_prob.sum() - method.budget) > 1e-3  # channels aren't what is bounded
 
 
 def test_a_trace_of_a_search_step_leaves_nothing_out():
