@@ -26,6 +26,7 @@ from minicst.methods.trace import StepTrace, Stopwatch
 from minicst.nn import Network
 from minicst.optim import SGD, Adam, schedule
 from minicst.randomness import rng_for
+from minicst.sparse.accounting import linear_macs_cost
 from minicst.sparse.estimators import moving_average
 from minicst.sparse.liveness import minimum_live, repair
 from minicst.sparse.masked_form import MaskedNetwork, masked
@@ -68,8 +69,6 @@ class CompletelySparse(Method):
         self.weights = None
         self._macs_cost: tuple[np.ndarray, float] | None = None
         if hyper.budget_in == "macs":
-            from minicst.sparse.accounting import linear_macs_cost
-
             self._macs_cost = linear_macs_cost(network, plan.input_shape)
             # Mean 1: the budget stays keep_rate * n, in channels of average cost.
             self.weights = self._macs_cost[0] / self._macs_cost[0].mean()
@@ -378,11 +377,7 @@ class CompletelySparse(Method):
             self._s.data[...] = 1.0
             return z, 0.0
         projected, multiplier = project_capped_simplex(
-            z,
-            self.budget,
-            self.lower,
-            self.upper,
-            **({} if self.weights is None else {"weights": self.weights}),
+            z, self.budget, self.lower, self.upper, self.weights
         )
         self._s.data[...] = projected
         return z, multiplier
