@@ -40,7 +40,7 @@ LEAVES_FOR_ALL = {"_lazy", "randomness"}
 # Modules that appear around the loop (checkpoint, settings, plots, ...): above the methods, and
 # nothing of rank 6 or less may import them. Among themselves only cycles are forbidden.
 AROUND_THE_LOOP = 8
-ARRAYS_ONLY = ("masks", "estimators", "projection", "theory")
+ARRAYS_ONLY = ("masks", "estimators", "rules", "projection", "theory", "moments", "proof", "bias")
 
 MODULES = sorted(
     path.relative_to(PACKAGE.parent).with_suffix("").as_posix().replace("/", ".")
