@@ -178,7 +178,7 @@ class CompletelySparse(Method):
             masks_used=used,
             uniform=uniform,
             baseline=draws.baseline,
-            coin=draws.coin,
+            coin=None if draws.coin is None else float(draws.coin),
             repaired=repaired,
             keep_prob_before=s,
             gradient=gradient,

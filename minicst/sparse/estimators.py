@@ -305,7 +305,8 @@ def arm(
 
     m = 1[U < s] and m~ = 1[1 - U <= s], as ``sample_antithetic_masks`` draws them. ``disarm``
     has the same mean and less variance; ARM moves every channel at every step, also those whose
-    mask didn't change.
+    mask didn't change, and so its variance grows without limit as s_j -> 0 or 1 for every
+    alpha < 1, where the others stay bounded from alpha = 1/2 on (``moments`` has the numbers).
 
     Paper: not in the paper; Yin and Zhou (2019), arXiv 1807.11143, for their logit's gradient,
         here divided by s (1 - s) = ds/dlogit, in place of (VR-PGE) [vr-pge]
