@@ -26,7 +26,11 @@ class StepSettings:
     network: str = "vgg-small"
     """Network, as in train."""
     data: str = "digits"
-    """fashion, digits or shapes32."""
+    """fashion, digits, shapes32, or cifar10 with --data-dir."""
+    data_dir: Path | None = None
+    """Folder of data that isn't inside the package, as in train."""
+    limit: int | None = None
+    """Take the first so many training images only."""
     width: float = 0.25
     """Multiplies every hidden channel count; at .25 vgg-small has 36 maskable channels."""
     keep_rate: float = 0.5
@@ -72,6 +76,8 @@ def run_step(settings: StepSettings) -> tuple[Job, StepTrace]:
     train_settings = TrainSettings(
         network=settings.network,
         data=settings.data,
+        data_dir=settings.data_dir,
+        limit=settings.limit,
         width=settings.width,
         keep_rate=settings.keep_rate,
         residual=settings.residual,

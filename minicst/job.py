@@ -16,6 +16,7 @@ from minicst.backend import get_backend
 from minicst.data import Batch, Dataset, Loader, load_dataset, test_loader, train_loader
 from minicst.methods import METHODS
 from minicst.methods.base import Method, Plan, build_optimizer
+from minicst.methods.chain_rule import GumbelSoftmax, StraightThrough
 from minicst.methods.completely_sparse import CompletelySparse
 from minicst.methods.dense import Dense, FixedMask, Narrow
 from minicst.methods.trace import StepTrace
@@ -23,6 +24,11 @@ from minicst.models import ANY_SIZE, build
 from minicst.nn import ChannelNoise, Network, clone
 from minicst.randomness import rng_for
 from minicst.settings import TrainSettings
+
+# Methods that learn keep_prob.
+SEARCHES: dict[str, type[CompletelySparse]] = {
+    method.name: method for method in (CompletelySparse, StraightThrough, GumbelSoftmax)
+}
 
 
 @dataclass
@@ -175,7 +181,7 @@ def prepare(settings: TrainSettings, target_macs: float | None = None) -> Job:
     settings.check()
     get_backend(settings.device, settings.threads)
     pad_to = None if settings.network in ANY_SIZE else 32
-    dataset = load_dataset(settings.data, pad_to=pad_to)
+    dataset = load_dataset(settings.data, pad_to, settings.data_dir, settings.limit)
     # Mirrored digits are other signs or none, so they are never flipped.
     augment = "none" if settings.data == "digits" else settings.augment
     loader = train_loader(dataset, settings.batch_size, settings.seed, augment)
@@ -185,7 +191,7 @@ def prepare(settings: TrainSettings, target_macs: float | None = None) -> Job:
     if settings.planted:
         plant(network, settings.seed)
     search_epochs = settings.epochs - round(settings.epochs * settings.fine_tune)
-    if settings.method != CompletelySparse.name:
+    if settings.method not in SEARCHES:
         search_epochs = settings.epochs
     elif search_epochs < 1:
         raise ValueError(
@@ -200,8 +206,8 @@ def prepare(settings: TrainSettings, target_macs: float | None = None) -> Job:
     )
     hyper = settings.hyper()
     method: Method
-    if settings.method == CompletelySparse.name:
-        method = CompletelySparse(network, hyper, plan)
+    if settings.method in SEARCHES:
+        method = SEARCHES[settings.method](network, hyper, plan)
     elif settings.method == Dense.name:
         method = Dense(network, hyper, plan)
     elif settings.method == FixedMask.name:

@@ -26,7 +26,8 @@ class TrainSettings:
     limit: int | None = None
     """Train on the first so many training images only, as they come: classes not balanced."""
     method: str = "completely-sparse"
-    """completely-sparse (Algorithm 1), dense, or the controls fixed-mask and narrow."""
+    """completely-sparse (Algorithm 1), ste or gumbel (keep_prob by the chain rule, at dense cost),
+    dense, or the controls fixed-mask and narrow."""
     preset: str | None = None
     """paper (one-sided, no floor, no fine-tuning, Adam 12e-3 on keep_prob) or released-code
     (symmetric, two backward passes, best of 10 masks, fine-tuning, joint clipping at 3). A preset
@@ -34,8 +35,8 @@ class TrainSettings:
     keep_rate: float = 0.5
     """Share of the maskable channels kept on average: rho, in (0, 1]."""
     budget_in: Literal["channels", "macs"] = "channels"
-    """What keep_prob may spend: channels (the paper's), or multiply-adds of each channel's filters at
-    dense input, of which it gets the share --keep-rate: an upper bound on the expected ones."""
+    """What keep_prob may spend: channels (the paper's), or multiply-adds of each channel's filters
+    at dense input, of which it gets the share --keep-rate: an upper bound on the expected ones."""
     width: float = 1.0
     """Multiplies every hidden channel count."""
     residual: Literal["tied", "independent"] = "tied"
@@ -69,6 +70,10 @@ class TrainSettings:
     mask_position: Literal["after-norm", "filter"] = "after-norm"
     """after-norm: an absent channel is absent, networks are cut. filter: filters times 0/1 before
     batch norm, as in the paper's formula; beta leaks, and everything runs dense."""
+    gumbel_temperature: float = 2 / 3
+    """T of --method gumbel: m = sigmoid((logit s + logistic noise) / T), in (0, 1]."""
+    gumbel_forward: Literal["soft", "hard"] = "soft"
+    """Masks of --method gumbel's forward pass: soft, or rounded to 0 and 1 (backward is soft)."""
     final_mask: str = "sample"
     """Rule for the final network: sample (Algorithm 1), top-k, or best-of-10 (on training data)."""
     fine_tune: float = 0.0
@@ -128,10 +133,13 @@ class TrainSettings:
 
     def as_json(self) -> dict[str, Any]:
         """Plain data for settings.json; `from_json` reads it."""
-        return {
+        plain = {
             key: str(value) if isinstance(value, Path) else value
             for key, value in asdict(self).items()
         }
+        if self.data_dir is not None:  # a run may be resumed from another folder
+            plain["data_dir"] = str(self.data_dir.absolute())
+        return plain
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> TrainSettings:
@@ -193,6 +201,10 @@ class TrainSettings:
             raise ValueError("--mask-position filter can't be combined with --resample-every > 1")
         if self.mask_position == "filter" and self.fine_tune > 0.0:
             raise ValueError("--mask-position filter can't be combined with --fine-tune")
+        for name in ("gumbel_temperature", "gumbel_forward"):
+            if self.method != "gumbel" and getattr(self, name) != getattr(TrainSettings, name):
+                option = "--" + name.replace("_", "-")
+                raise ValueError(f"{option} is of --method gumbel, not of {self.method}")
         if self.planted and (self.method == "narrow" or self.controls):
             raise ValueError("--planted has no narrow network of its own: leave out --controls")
         if self.estimator in ("pge", "pge-moving-average") and self.backward_masks == 2:

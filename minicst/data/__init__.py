@@ -1,4 +1,4 @@
-"""Data sets that come with the package, and the loader that cuts them into batches."""
+"""Data sets, and the loader that cuts them into batches."""
 
 from minicst.data.datasets import DATASETS, Dataset, load_dataset
 from minicst.data.loader import Batch, Loader, test_loader, train_loader

@@ -13,6 +13,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
             "count_macs",
             "expected_macs",
             "grow_efficient_saving",
+            "linear_macs_cost",
             "train_cost_saving",
         ),
         "minicst.sparse.bias": (

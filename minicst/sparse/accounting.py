@@ -13,7 +13,7 @@ import numpy as np
 from minicst.backend import PASSES
 from minicst.nn import INPUT, Add, Network, Pool, Shortcut, Unit
 from minicst.nn.node import Live, Shape
-from minicst.sparse.liveness import propagate
+from minicst.sparse.liveness import _forward, as_mask, propagate
 
 FLOAT_BYTES = 4  # float32
 
@@ -173,6 +173,45 @@ def expected_macs(network: Network, input_shape: Shape, keep_prob: np.ndarray) -
     return float(total)
 
 
+def linear_macs_cost(network: Network, input_shape: Shape) -> tuple[np.ndarray, float]:
+    """What a channel costs: multiply-adds of its filters, one image, all inputs live.
+
+    costs_c = sum over the units that write channel c of oh ow kh kw c_in (a depthwise unit:
+    oh ow kh kw). expected_macs is bilinear, live inputs times live filters; with every input live
+    it becomes
+
+        constant + sum_c costs_c s_c >= expected_macs(network, input_shape, s)
+
+    Equal at s = 1, and a unit's share is equal wherever its inputs are all certain to be live: at a
+    uniform s = rho the bound falls as rho where the expectation falls as rho^2.
+
+    Differs: the paper's budget counts channels, whatever they cost.
+
+    Args:
+        network: any network.
+        input_shape: (h, w, c) of an image.
+
+    Returns:
+        ``(costs, constant)``: float64 (n_maskable,), >= 0, and the multiply-adds of units without a
+        group, such as the classifier. The sum of both is the dense count.
+
+    Raises:
+        ValueError: if the images don't fit.
+    """
+    shapes = network.shapes(input_shape)
+    numbers = np.arange(network.n_maskable)
+    costs, constant = np.zeros(numbers.size), 0.0
+    for name, unit in network.units().items():
+        source = network.inputs[name][0]
+        c_in, c_out = network.channels(source), network.channels(name)
+        own = network.own(name, numbers)
+        if own is None:
+            constant += unit.macs(shapes[source], c_in, c_out)
+        else:
+            costs[own] += unit.macs(shapes[source], c_in, 1)
+    return costs, float(constant)
+
+
 def _merge(node: Add, streams: list[dict[str | None, np.ndarray]]) -> dict[str | None, np.ndarray]:
     """Absence, by group, of the sum of streams."""
     merged: dict[str | None, np.ndarray] = {}
@@ -228,6 +267,74 @@ def grow_efficient_saving(ratio: float) -> float:
     Paper: App. C.1 [cost-grow]
     """
     return 3.0 / (2.0 + ratio)
+
+
+def chain_rule_saving(keep_rate: float) -> float:
+    """Largest saving of a chain-rule method by the paper: 3 / (2 + rho) < 3 / 2.
+
+    Forward computes all filters from the live inputs, rho fD; backward is dense, 2 fD.
+
+    Paper: Sec. 3 [sec3-cost]
+    Differs: where m_c = 0 exactly, dL/dm_c still needs the channel's output and the gradient that
+    arrives there, but m_c stops the gradient from going further. So with 0/1 masks rho fD would do
+    for the input gradient and rho^2 fD for the weights', 3 / (2 rho + rho^2) in all: see
+    chain_rule_macs. With soft masks nothing can be left out, and the saving is 1.
+
+    Args:
+        keep_rate: rho, in [0, 1].
+    """
+    return 3.0 / (2.0 + keep_rate)
+
+
+def chain_rule_macs(
+    network: Network,
+    input_shape: Shape,
+    mask: np.ndarray | None = None,
+    images: int = 1,
+    dense_backward: bool = True,
+) -> dict[str, dict[str, int]]:
+    """Least multiply-adds of a chain-rule step with 0/1 masks: {layer: {pass: MACs}}.
+
+        forward            oh ow kh kw (live inputs) (all filters)
+        weight gradient    oh ow kh kw (live inputs) (live filters)
+        input gradient     oh ow kh kw (all inputs)  (live filters)
+
+    dense_backward counts both gradients with all inputs and all filters instead, as the paper does.
+    A layer that nothing live reaches costs nothing forward. `minicst train --method ste` executes
+    the dense network, more than either.
+
+    Paper: Sec. 3, forward rho at best, backward dense [sec3-cost]
+
+    Args:
+        network: the full network.
+        input_shape: (h, w, c) of an image.
+        mask: (n_maskable,) 0/1, or None: all ones.
+        images: in the batch.
+        dense_backward: see above.
+
+    Raises:
+        ValueError: if the images or the mask don't fit.
+    """
+    shapes = network.shapes(input_shape)
+    # Not what `propagate` says: every filter is computed, so every live channel is read.
+    live = _forward(network, as_mask(network, mask))
+    table = {}
+    for layer in count_macs(network, input_shape).layers:
+        unit = network.nodes[layer.name]
+        assert isinstance(unit, Unit)
+        source = network.inputs[layer.name][0]
+        n_in, n_out = int(live[source].sum()), int(live[layer.name].sum())
+        every_in, every_out = unit.transform.c_in, unit.transform.c_out
+        if unit.is_depthwise:  # a filter reads its own channel alone
+            pairs = [(n_in, n_in), (n_out, n_out), (n_out, n_out)]
+        else:
+            pairs = [(n_in, every_out), (n_in, n_out), (every_in, n_out)]
+        if dense_backward:
+            pairs[1:] = [(every_in, every_out)] * 2
+        counts = [images * round(unit.macs(shapes[source], *pair)) for pair in pairs]
+        counts[2] *= layer.input_gradient
+        table[layer.name] = dict(zip(PASSES, counts, strict=True))
+    return table
 
 
 def _kind(unit: Unit) -> str:

@@ -14,7 +14,11 @@ EXPECTED = {
 }
 
 
-@pytest.mark.parametrize("name", DATASETS)
+def test_every_data_set_is_tested_here_or_read_from_files():
+    assert set(DATASETS) == {*EXPECTED, "cifar10"}  # its tests: test_cifar10.py
+
+
+@pytest.mark.parametrize("name", EXPECTED)
 def test_shapes_dtypes_and_ranges(name):
     shape, train, test, max_value = EXPECTED[name]
     data = load_dataset(name)
@@ -31,7 +35,7 @@ def test_shapes_dtypes_and_ranges(name):
     assert "\n" not in data.source
 
 
-@pytest.mark.parametrize("name", DATASETS)
+@pytest.mark.parametrize("name", EXPECTED)
 def test_statistics_are_those_of_the_training_images(name):
     data = load_dataset(name)
     scaled = data.train_images / data.max_value
@@ -39,7 +43,7 @@ def test_statistics_are_those_of_the_training_images(name):
     np.testing.assert_allclose(data.std, scaled.std(axis=(0, 1, 2)), rtol=1e-10)
 
 
-@pytest.mark.parametrize("name", DATASETS)
+@pytest.mark.parametrize("name", EXPECTED)
 def test_training_and_test_images_are_distinct(name):
     data = load_dataset(name)
     train = {image.tobytes() for image in data.train_images}
@@ -64,7 +68,7 @@ def test_digits_are_stratified_and_complete():
     assert np.array_equal(np.sort(index), np.arange(1797))
 
 
-@pytest.mark.parametrize("name", DATASETS)
+@pytest.mark.parametrize("name", EXPECTED)
 def test_arrays_are_read_only(name):
     data = load_dataset(name)
     with pytest.raises(ValueError, match="read-only"):
@@ -95,8 +99,55 @@ def test_pad_to_smaller_than_the_images_is_an_error():
         load_dataset("fashion", pad_to=16)
 
 
+def test_pad_to_the_size_there_is_changes_nothing():
+    plain, padded = load_dataset("shapes32"), load_dataset("shapes32", pad_to=32)
+    assert np.array_equal(plain.train_images, padded.train_images)
+    assert not padded.train_images.flags.writeable
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+@pytest.mark.parametrize("limit", [1, 37, None])
+def test_limit_keeps_the_first_training_images(name, limit):
+    limit = limit or EXPECTED[name][1]
+    whole, part = load_dataset(name), load_dataset(name, limit=limit)
+    assert np.array_equal(part.train_images, whole.train_images[:limit])
+    assert np.array_equal(part.train_labels, whole.train_labels[:limit])
+    assert np.array_equal(part.test_images, whole.test_images)
+    assert np.array_equal(part.test_labels, whole.test_labels)
+    scaled = whole.train_images[:limit] / whole.max_value
+    np.testing.assert_allclose(part.mean, scaled.mean(axis=(0, 1, 2)), rtol=1e-10)
+    np.testing.assert_allclose(part.std, scaled.std(axis=(0, 1, 2)), rtol=1e-10)
+    assert not part.train_images.flags.writeable
+    assert part.num_classes == whole.num_classes
+
+
+def test_statistics_of_a_padded_limit_are_those_without_padding():
+    plain, padded = load_dataset("digits", limit=9), load_dataset("digits", pad_to=32, limit=9)
+    assert (padded.mean, padded.std) == (plain.mean, plain.std)
+
+
+@pytest.mark.parametrize(
+    ("limit", "message"),
+    [
+        (0, "limit is 0: it must be at least 1"),
+        (-5, "limit is -5: it must be at least 1"),
+        (1438, "limit is 1438: digits has 1437 training images"),
+    ],
+)
+def test_limit_out_of_range_is_one_line(limit, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        load_dataset("digits", limit=limit)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_a_folder_for_what_is_inside_the_package_is_an_error(name, tmp_path):
+    with pytest.raises(ValueError, match=f"{name} is inside the package.*leave out --data-dir"):
+        load_dataset(name, data_dir=tmp_path)
+
+
 def test_unknown_name_is_one_line_with_the_names_there_are():
-    with pytest.raises(ValueError, match=r"'mnist'.*fashion, digits, shapes32") as caught:
+    with pytest.raises(ValueError, match=r"'mnist'.*fashion, digits, shapes32, cifar10") as caught:
         load_dataset("mnist")
     assert "\n" not in str(caught.value)
 

@@ -15,6 +15,7 @@ from minicst.sparse.accounting import (
     count_macs,
     expected_macs,
     grow_efficient_saving,
+    linear_macs_cost,
     train_cost_saving,
 )
 from minicst.sparse.liveness import repair
@@ -380,6 +381,163 @@ def test_uniform_keep_rate_costs_its_square():
         keep_prob = np.full(network.n_maskable, 0.25)
         wanted = (count.macs - ends) / 16 + ends / 4
         assert expected_macs(network, (32, 32, 3), keep_prob) == pytest.approx(wanted, rel=1e-12)
+
+
+# Linear cost
+
+
+def depthwise(own):
+    network = Network("depthwise", 2)
+    at = network.add("a", Unit.create(2, 4, 3, padding=1, group="a"), INPUT)
+    at = network.add("d", Unit.create(4, 4, 3, padding=1, groups=4, group=own), at)
+    network.add("out", Unit.create(4, 5, 4, norm=False, relu=False), at)
+    return network
+
+
+COSTED = [
+    ("vgg-tiny", lambda: build("vgg-tiny"), (8, 8, 3)),
+    ("mlp", lambda: build("mlp", image_size=8), (8, 8, 3)),
+    *(
+        (f"resnet20-{tying}-{s}", lambda t=tying, s=s: build("resnet20", residual=t, shortcut=s),
+         (32, 32, 3))
+        for tying in ("tied", "independent") for s in "AB"
+    ),
+    *((f"depthwise-{own}", lambda own=own: depthwise(own), (4, 4, 2)) for own in ("a", "d", None)),
+]  # fmt: skip
+costed = pytest.mark.parametrize(
+    ("make", "shape"), [case[1:] for case in COSTED], ids=[case[0] for case in COSTED]
+)
+
+
+def test_linear_cost_by_hand():
+    network = build("vgg-tiny")
+    costs, constant = linear_macs_cost(network, (8, 8, 3))
+    # 3x3 filters at 8x8, 8x8 and (after pooling) 4x4 pixels; the classifier's 32 x 10.
+    assert costs[:16].tolist() == [64 * 9 * 3] * 16
+    assert costs[16:48].tolist() == [64 * 9 * 16] * 32
+    assert costs[48:].tolist() == [16 * 9 * 32] * 32
+    assert constant == 320.0
+    assert (costs.dtype, type(constant)) == (np.float64, float)
+
+
+@pytest.mark.parametrize("shortcut", "AB")
+def test_linear_cost_of_a_tied_stream_sums_over_its_writers(shortcut):
+    network = build("resnet20", shortcut=shortcut)
+    costs, constant = linear_macs_cost(network, (32, 32, 3))
+    one_by_one = {"A": 0, "B": 1}[shortcut]
+    wanted = {
+        "stage1": 1024 * 27 + 3 * 1024 * 9 * 16,  # stem and three blocks
+        "stage2": 3 * 256 * 9 * 32 + one_by_one * 256 * 16,
+        "stage3": 3 * 64 * 9 * 64 + one_by_one * 64 * 32,
+        "stage1.block1.conv1": 1024 * 9 * 16,
+        "stage2.block1.conv1": 256 * 9 * 16,
+        "stage3.block3.conv1": 64 * 9 * 64,
+    }
+    for group, cost in wanted.items():
+        assert set(costs[network.groups[group]]) == {cost}
+    assert constant == 640.0
+
+
+@pytest.mark.parametrize(
+    ("own", "wanted", "constant"),
+    [
+        ("a", [16 * 9 * 2 + 16 * 9] * 4, 16 * 4 * 5),  # a filter goes with its producer's
+        ("d", [16 * 9 * 2] * 4 + [16 * 9] * 4, 16 * 4 * 5),
+        (None, [16 * 9 * 2] * 4, 16 * 4 * 5 + 4 * 16 * 9),
+    ],
+)
+def test_linear_cost_of_a_depthwise_unit(own, wanted, constant):
+    network = depthwise(own)
+    costs, found = linear_macs_cost(network, (4, 4, 2))
+    assert costs.tolist() == wanted
+    assert found == constant
+
+
+@costed
+def test_linear_cost_is_what_the_writers_save_without_the_channel(make, shape):
+    """No unit reads a group that it writes, so its inputs stay as they are."""
+    network = make()
+    costs, _ = linear_macs_cost(network, shape)
+    dense = {layer.name: layer.macs for layer in count_macs(network, shape).layers}
+    for group, place in network.groups.items():
+        for channel in {place.start, place.stop - 1}:  # with padding the last one is another kind
+            mask = np.ones(network.n_maskable)
+            mask[channel] = 0
+            layers = count_macs(network, shape, mask).layers
+            writers = [layer for layer in layers if network.nodes[layer.name].group == group]
+            assert sum(dense[layer.name] - layer.macs for layer in writers) == costs[channel]
+
+
+@costed
+def test_linear_cost_bounds_the_expectation(make, shape):
+    network = make()
+    costs, constant = linear_macs_cost(network, shape)
+    rng = np.random.default_rng(0)
+    n = network.n_maskable
+    draws = [rng.uniform(0, 1, n), rng.random(n) < 0.3, np.zeros(n), np.full(n, 0.1)]
+    draws += [rng.random(n) ** power for power in (0.1, 0.5, 3.0)] + [rng.uniform(0.9, 1, n)]
+    for keep_prob in draws:
+        keep_prob = keep_prob.astype(float)
+        bound = constant + costs @ keep_prob
+        assert bound >= expected_macs(network, shape, keep_prob) - 1e-9 * bound
+
+
+@costed
+def test_linear_cost_is_the_dense_count_at_ones(make, shape):
+    network = make()
+    costs, constant = linear_macs_cost(network, shape)
+    assert constant + costs.sum() == count_macs(network, shape).macs
+    ones = np.ones(network.n_maskable)
+    assert constant + costs @ ones == pytest.approx(expected_macs(network, shape, ones), rel=1e-14)
+
+
+def test_gap_of_the_linear_cost_is_the_missing_inputs():
+    """Chain: the bound exceeds the expectation by filters times inputs that may be absent."""
+    network = build("vgg-tiny")
+    costs, constant = linear_macs_cost(network, (8, 8, 3))
+    rng = np.random.default_rng(0)
+    first, second, third = rng.uniform(0, 1, 16), rng.uniform(0, 1, 32), rng.uniform(0, 1, 32)
+    keep_prob = np.concatenate([first, second, third])
+    gap = 64 * 9 * (16 - first.sum()) * second.sum() + 16 * 9 * (32 - second.sum()) * third.sum()
+    gap += (32 - third.sum()) * 10
+    found = constant + costs @ keep_prob - expected_macs(network, (8, 8, 3), keep_prob)
+    assert found == pytest.approx(gap, rel=1e-12)
+    # All inputs certain but the classifier's.
+    keep_prob[:48] = 1.0
+    found = constant + costs @ keep_prob - expected_macs(network, (8, 8, 3), keep_prob)
+    assert found == pytest.approx((32 - third.sum()) * 10, rel=1e-9)
+
+
+def test_linear_cost_of_a_cut_network():
+    """Nodes of one group keep different channels there."""
+    for shortcut, tying in itertools.product("AB", ("tied", "independent")):
+        network = build("resnet20", width=0.5, residual=tying, shortcut=shortcut)
+        small = cut(network, random_mask(network, 0.5)).network
+        costs, constant = linear_macs_cost(small, (32, 32, 3))
+        assert costs.shape == (small.n_maskable,)
+        assert constant + costs.sum() == count_macs(small, (32, 32, 3)).macs
+
+
+def test_linear_cost_where_a_unit_writes_some_channels_of_its_group():
+    network = Network("members", 2)
+    network.add("a", Unit.create(2, 3, 3, padding=1, relu=False, group="g"), INPUT)
+    network.add("b", Unit.create(2, 2, 1, relu=False, group="g", members=[0, 2]), INPUT)
+    network.add("add", Add(3, [None, [0, 2]]), "a", "b")
+    network.add("out", Unit.create(3, 5, 4, norm=False, relu=False), "add")
+    costs, constant = linear_macs_cost(network, (4, 4, 2))
+    assert costs.tolist() == [16 * 2 * (9 + 1), 16 * 2 * 9, 16 * 2 * (9 + 1)]
+    assert constant == 16 * 3 * 5
+    keep_prob = np.array([0.3, 0.5, 0.9])
+    assert constant + costs @ keep_prob >= expected_macs(network, (4, 4, 2), keep_prob)
+
+
+def test_linear_cost_without_maskable_channels():
+    network = Network("plain", 2)
+    network.add("out", Unit.create(2, 5, 4, norm=False, relu=False), INPUT)
+    costs, constant = linear_macs_cost(network, (4, 4, 2))
+    assert (costs.shape, constant) == ((0,), 16 * 2 * 5)
+    with pytest.raises(ValueError, match=r"takes images \(h, w, 2\)"):
+        linear_macs_cost(network, (4, 4, 3))
 
 
 # The paper's formulas
