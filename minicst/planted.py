@@ -27,6 +27,8 @@ METHODS: dict[str, tuple[str, str]] = {
     "vr-pge": ("completely-sparse", "vr-pge"),
     "pge": ("completely-sparse", "pge"),
     "coin": ("completely-sparse", "coin"),
+    "ste": ("ste", "vr-pge"),
+    "gumbel": ("gumbel", "vr-pge"),
     "fixed-mask": ("fixed-mask", "vr-pge"),
 }
 
@@ -50,7 +52,7 @@ class PlantedSettings:
     first_seed: int = 0
     """First seed."""
     methods: tuple[str, ...] = tuple(METHODS)
-    """Which to run: vr-pge-symmetric, vr-pge, pge, coin, fixed-mask."""
+    """Which to run: vr-pge-symmetric, vr-pge, pge, coin, ste, gumbel, fixed-mask."""
     threads: int | None = None
     """CPU threads; all cores by default."""
     json: bool = False

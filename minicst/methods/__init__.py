@@ -2,7 +2,7 @@
 
 from minicst._lazy import lazy_exports
 
-METHODS = ("completely-sparse", "dense", "fixed-mask", "narrow")
+METHODS = ("completely-sparse", "ste", "gumbel", "dense", "fixed-mask", "narrow")
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
@@ -14,6 +14,14 @@ __getattr__, __dir__, __all__ = lazy_exports(
             "TrainingError",
             "evaluate",
             "recalibrate",
+        ),
+        "minicst.methods.chain_rule": (
+            "ChainRule",
+            "GatedNetwork",
+            "GumbelSoftmax",
+            "StraightThrough",
+            "gated",
+            "relaxed_mask",
         ),
         "minicst.methods.completely_sparse": ("CompletelySparse", "checked_budget"),
         "minicst.methods.dense": ("Dense", "FixedMask", "Narrow"),

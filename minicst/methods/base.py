@@ -49,6 +49,8 @@ class Hyper:
     resample_every: int = 1
     backward_masks: int = 1
     mask_position: str = "after-norm"
+    gumbel_temperature: float = 2 / 3  # Maddison et al. 2017, for binary concrete variables
+    gumbel_forward: str = "soft"
     final_mask: str = "sample"
     n_final_samples: int = 10
     seed: int = 0

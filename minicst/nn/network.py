@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import accumulate
 from typing import Any
 
@@ -125,6 +125,7 @@ class Network(Module):
         live: dict[str, Live] | None = None,
         step: int = 0,
         mask_position: str = "after-norm",
+        gate: Callable[[str, Tensor], Tensor] | None = None,
     ) -> Tensor:
         """Return the logits.
 
@@ -135,6 +136,7 @@ class Network(Module):
             live: live channels of every node, for the masked form.
             step: of training; keys planted noise.
             mask_position: for the masked form, see Context.
+            gate: takes a node's name and output, returns what others read instead.
 
         Returns:
             (n, num_classes).
@@ -151,6 +153,8 @@ class Network(Module):
         for name, node in self.nodes.items():
             meter.layer = name
             values[name] = node.forward(name, [values[r] for r in self.inputs[name]], context)
+            if gate is not None:
+                values[name] = gate(name, values[name])
             for read in self.inputs[name]:
                 if last_read[read] == name:  # only the tape, if any, still holds it
                     values.pop(read, None)
