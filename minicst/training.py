@@ -221,7 +221,7 @@ def summarize(job: Job, network: Network) -> dict[str, Any]:
         "epochs": settings.epochs,
         "steps": totals.steps,
         "keep_rate": settings.keep_rate,
-        "estimator": settings.estimator,
+        "estimator": settings.estimator if settings.method == CompletelySparse.name else None,
         "test_images": len(job.dataset.test_labels),
         "test_accuracy": accuracy,
         "test_loss": loss,

@@ -22,7 +22,7 @@ from minicst.methods.completely_sparse import CompletelySparse
 from minicst.methods.trace import StepTrace, Stopwatch
 from minicst.nn import Network
 from minicst.randomness import rng_for
-from minicst.sparse.liveness import _forward, repair
+from minicst.sparse.liveness import reached, repair
 from minicst.sparse.masked_form import masked
 from minicst.sparse.masks import checked_keep_prob
 
@@ -127,7 +127,7 @@ def gated(network: Network, mask: ArrayLike) -> GatedNetwork:
             f"mask of shape {mask.shape}: network {network.name} takes ({network.n_maskable},) "
             "numbers >= 0, one for every maskable channel"
         )
-    live = _forward(network, mask > 0.0)
+    live = reached(network, mask > 0.0)
     unreached = {}
     for name, unit in network.units().items():
         nothing = ~unit.alive([live[read] for read in network.inputs[name]], None)

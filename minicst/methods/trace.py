@@ -25,7 +25,7 @@ class StepTrace:
         losses: of the forward passes, nats: L(m), which was back-propagated, L(m'), ...
         masks_drawn: (k, n) bool as drawn, one for each forward pass; the score function takes them.
         masks_used: (k, n) bool after empty groups were repaired; the sub-networks'.
-        uniform: (n,) float64, U of an antithetic pair.
+        uniform: (n,) float64, U of an antithetic pair or of a chain-rule method's mask.
         baseline: average of earlier losses that the estimator took off, or None.
         coin: +1 or -1 of the coin control, or None.
         repaired: channels switched on by the repair, in all masks.

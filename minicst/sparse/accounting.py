@@ -13,7 +13,7 @@ import numpy as np
 from minicst.backend import PASSES
 from minicst.nn import INPUT, Add, Network, Pool, Shortcut, Unit
 from minicst.nn.node import Live, Shape
-from minicst.sparse.liveness import _forward, as_mask, propagate
+from minicst.sparse.liveness import as_mask, propagate, reached
 
 FLOAT_BYTES = 4  # float32
 
@@ -317,7 +317,7 @@ def chain_rule_macs(
     """
     shapes = network.shapes(input_shape)
     # Not what `propagate` says: every filter is computed, so every live channel is read.
-    live = _forward(network, as_mask(network, mask))
+    live = reached(network, as_mask(network, mask))
     table = {}
     for layer in count_macs(network, input_shape).layers:
         unit = network.nodes[layer.name]

@@ -35,7 +35,7 @@ def propagate(network: Network, mask: np.ndarray | None) -> dict[str, Live]:
         ValueError: if the mask has another length or other values.
     """
     mask = as_mask(network, mask)
-    live = _forward(network, mask)
+    live = reached(network, mask)
     needed = {name: np.zeros(channels.size, bool) for name, channels in live.items()}
     needed[network.output][:] = True
     for name in reversed(network.nodes):
@@ -94,7 +94,7 @@ def repair(network: Network, mask: np.ndarray, keep_prob: np.ndarray) -> tuple[n
     used = as_mask(network, mask)
     repaired = 0
     while True:
-        live = _forward(network, used)
+        live = reached(network, used)
         dead = next((name for name in spine(network) if not live[name].any()), None)
         if dead is None:
             return used, repaired
@@ -136,7 +136,11 @@ def _output_dies(network: Network, without: str) -> bool:
     return network.output not in reached
 
 
-def _forward(network: Network, mask: np.ndarray) -> dict[str, Live]:
+def reached(network: Network, mask: np.ndarray) -> dict[str, Live]:
+    """Return the channels of every node that data reaches, read by anything or not.
+
+    The forward half of ``propagate``: {node: bool (channels,)}, with "input".
+    """
     live: dict[str, Live] = {INPUT: np.ones(network.in_channels, bool)}
     for name, node in network.nodes.items():
         live[name] = node.alive(
@@ -152,11 +156,11 @@ def _revive(network: Network, name: str, mask: np.ndarray, keep_prob: np.ndarray
     if isinstance(node, Add):
         return _revive(network, reads[-1], mask, keep_prob)  # the shortcut is the last input
     added = 0
-    if reads[0] != INPUT and not _forward(network, mask)[reads[0]].any():
+    if reads[0] != INPUT and not reached(network, mask)[reads[0]].any():
         added = _revive(network, reads[0], mask, keep_prob)
     own, numbers = network.own(name, mask), network.own(name, np.arange(mask.size))
     if own is not None and numbers is not None:
-        live_inputs = [_forward(network, mask)[read] for read in reads]
+        live_inputs = [reached(network, mask)[read] for read in reads]
         possible = node.alive(live_inputs, None)
         if possible.any() and not (possible & own).any():
             best = np.argmax(np.where(possible, keep_prob[numbers], -1.0))
