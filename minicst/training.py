@@ -293,9 +293,22 @@ def _write_checkpoint(job: Job, folder: Path | None) -> None:
 
 
 def resume(folder: Path, threads: int | None = None) -> Job:
-    """Rebuild the job of a run folder, at the position of its checkpoint.
+    """Return load_job's job, to go on with it.
 
     metrics.jsonl is cut back to the epochs that the checkpoint knows.
+
+    Raises:
+        ValueError: as load_job, or if metrics.jsonl can't be written.
+    """
+    job = load_job(folder, threads)
+    metrics = folder / "metrics.jsonl"
+    lines = metrics.read_text().splitlines()[: job.totals.epoch] if metrics.exists() else []
+    write_text(metrics, "".join(line + "\n" for line in lines))
+    return job
+
+
+def load_job(folder: Path, threads: int | None = None) -> Job:
+    """Rebuild the job of a run folder, at the position of its checkpoint; nothing is written.
 
     Args:
         folder: of the run.
@@ -305,7 +318,7 @@ def resume(folder: Path, threads: int | None = None) -> Job:
         ValueError: if the folder or its checkpoint is missing, damaged or foreign.
     """
     if not folder.is_dir():
-        raise ValueError(f"there is no run folder {folder}: --resume takes a folder of a run")
+        raise ValueError(f"there is no run folder {folder}: name the folder of a run")
     header, arrays = read_arrays(folder / "checkpoint.npz", "checkpoint")
     try:
         settings = TrainSettings.from_json(header["settings"])
@@ -318,9 +331,6 @@ def resume(folder: Path, threads: int | None = None) -> Job:
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         # A header that isn't made of mappings ends in AttributeError or TypeError.
         raise ValueError(f"{folder / 'checkpoint.npz'} can't be resumed: {error}") from error
-    metrics = folder / "metrics.jsonl"
-    lines = metrics.read_text().splitlines()[: totals.epoch] if metrics.exists() else []
-    write_text(metrics, "".join(line + "\n" for line in lines))
     return job
 
 
