@@ -318,7 +318,7 @@ def load_job(folder: Path, threads: int | None = None) -> Job:
         ValueError: if the folder or its checkpoint is missing, damaged or foreign.
     """
     if not folder.is_dir():
-        raise ValueError(f"there is no run folder {folder}: name the folder of a run")
+        raise ValueError(f"there is no run folder {folder}: --resume and --run take one")
     header, arrays = read_arrays(folder / "checkpoint.npz", "checkpoint")
     try:
         settings = TrainSettings.from_json(header["settings"])
