@@ -1,4 +1,4 @@
-"""The command line: `minicst train | step | macs | info | planted | bench`."""
+"""The command line: `minicst train | step | macs | info | planted | variance | bench`."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from minicst.planted import PlantedSettings
 from minicst.settings import TrainSettings
 from minicst.tables import console as new_console
 from minicst.tables import table as new_table
+from minicst.variance import VarianceSettings
 
 ERROR = 2
 INTERRUPTED = 130
@@ -35,6 +36,7 @@ def command_type(preset: str | None) -> Any:
         | Annotated[StepSettings, tyro.conf.subcommand("step")]
         | Annotated[MacsSettings, tyro.conf.subcommand("macs")]
         | Annotated[PlantedSettings, tyro.conf.subcommand("planted")]
+        | Annotated[VarianceSettings, tyro.conf.subcommand("variance")]
         | Annotated[BenchSettings, tyro.conf.subcommand("bench")]
         | Annotated[InfoSettings, tyro.conf.subcommand("info")]
     )
@@ -106,6 +108,8 @@ def run(command: Any, console: Console) -> int:
         return 0
     if isinstance(command, PlantedSettings):
         return _planted(command, console)
+    if isinstance(command, VarianceSettings):
+        return _variance(command, console)
     if isinstance(command, BenchSettings):
         from minicst.bench import print_bench, run_bench
 
@@ -242,6 +246,22 @@ def _planted(settings: PlantedSettings, console: Console) -> int:
         )
     table.caption = f"share of good channels at the start: {results['base_share']:.3f}"
     console.print(table)
+    return 0
+
+
+def _variance(settings: VarianceSettings, console: Console) -> int:
+    from minicst.variance import run_variance, save_variance
+    from minicst.variance_report import print_variance
+
+    _check_target(settings.out, "--out")
+    says = (lambda text: None) if settings.json else lambda text: console.print(text, style="dim")
+    results = run_variance(settings, says)
+    path = save_variance(results, settings)
+    if settings.json:
+        print(json.dumps(results))
+        return 0
+    print_variance(console, results)
+    _print_plain(console, f"picture {path}, numbers {path.with_suffix('.json')}")
     return 0
 
 

@@ -1,3 +1,4 @@
+import doctest
 import re
 import subprocess
 import sys
@@ -14,8 +15,16 @@ def test_library_example_prints_what_its_comments_say():
     assert run.stdout.splitlines() == said
 
 
+def test_the_session_of_exact_theory_prints_what_it_says():
+    (session,) = re.findall(r"```pycon\n(.*?)```", README, re.S)
+    test = doctest.DocTestParser().get_doctest(session, {}, "README", "README.md", 0)
+    result = doctest.DocTestRunner().run(test)
+    assert result.attempted >= 6
+    assert result.failed == 0
+
+
 def test_every_command_is_listed():
-    for command in ("train", "step", "macs", "planted", "bench", "info"):
+    for command in ("train", "step", "macs", "variance", "planted", "bench", "info"):
         assert f"minicst {command}" in README
 
 
