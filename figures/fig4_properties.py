@@ -7,9 +7,9 @@ ResNet-32 (doubled), CIFAR-10:  python figures/fig4_properties.py --run --data-d
 
 from over_training import Plan, script
 
-from minicst.measure import Sizes
-from minicst.plots_variance import plot_properties
 from minicst.settings import TrainSettings
+from minicst.variance.plots import plot_properties
+from minicst.variance.point import Sizes
 
 WHOLE = Plan(
     TrainSettings(

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from minicst.checkpoint import write_text
-from minicst.measure import Sizes
 from minicst.settings import TrainSettings
-from minicst.variance import measure_training
-from minicst.variance_report import dumps, sentences
+from minicst.variance.command import measure_training
+from minicst.variance.point import Sizes
+from minicst.variance.report import dumps, sentences
 
 HERE = Path(__file__).parent
 

@@ -22,7 +22,7 @@ from minicst.planted import PlantedSettings
 from minicst.settings import TrainSettings
 from minicst.tables import console as new_console
 from minicst.tables import table as new_table
-from minicst.variance import VarianceSettings
+from minicst.variance.command import VarianceSettings
 
 ERROR = 2
 INTERRUPTED = 130
@@ -250,8 +250,8 @@ def _planted(settings: PlantedSettings, console: Console) -> int:
 
 
 def _variance(settings: VarianceSettings, console: Console) -> int:
-    from minicst.variance import run_variance, save_variance
-    from minicst.variance_report import print_variance
+    from minicst.variance.command import run_variance, save_variance
+    from minicst.variance.report import print_variance
 
     _check_target(settings.out, "--out")
     says = (lambda text: None) if settings.json else lambda text: console.print(text, style="dim")

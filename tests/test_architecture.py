@@ -249,7 +249,7 @@ def test_lessons_and_figures_are_not_imported_by_the_package():
 
 def test_no_lazy_name_is_shadowed_by_a_module_of_the_same_name():
     """Importing a submodule sets it as attribute of its package, in place of a lazy function."""
-    for package in ("minicst", "minicst.sparse", "minicst.methods"):
+    for package in ("minicst", "minicst.sparse", "minicst.methods", "minicst.variance"):
         module = importlib.import_module(package)
         folder = PACKAGE.joinpath(*package.split(".")[1:])
         submodules = {path.stem for path in folder.glob("*.py")}

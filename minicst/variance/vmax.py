@@ -11,7 +11,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from minicst.monte_carlo import FEWEST, Array, Estimate, Leaving, Loss, Mask, Pool, loss_moments
+from minicst.variance.monte_carlo import (
+    FEWEST,
+    Array,
+    Estimate,
+    Leaving,
+    Loss,
+    Mask,
+    Pool,
+    loss_moments,
+)
 
 
 @dataclass(frozen=True)

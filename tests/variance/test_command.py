@@ -14,15 +14,21 @@ import pytest
 from minicst.cli import main
 from minicst.data import Batch
 from minicst.job import prepare
-from minicst.measure import REDUCTIONS, ROWS, Sizes, label, measure
 from minicst.methods.mask_loss import MaskLoss
 from minicst.models import build
-from minicst.plots_variance import plot_properties, plot_variance
 from minicst.settings import TrainSettings
 from minicst.sparse.moments import estimator_moments
 from minicst.training import train
-from minicst.variance import Measurer, VarianceSettings, fixed_batch, run_variance, spaced_epochs
-from minicst.variance_report import (
+from minicst.variance.command import (
+    Measurer,
+    VarianceSettings,
+    fixed_batch,
+    run_variance,
+    spaced_epochs,
+)
+from minicst.variance.plots import plot_properties, plot_variance
+from minicst.variance.point import REDUCTIONS, ROWS, Sizes, label, measure
+from minicst.variance.report import (
     at_two_passes,
     dumps,
     point_line,
@@ -31,7 +37,7 @@ from minicst.variance_report import (
     with_error,
 )
 
-FIGURES = Path(__file__).resolve().parent.parent / "figures"
+FIGURES = Path(__file__).resolve().parents[2] / "figures"
 TINY = TrainSettings(
     network="vgg-tiny", data="digits", width=0.25, batch_size=256, epochs=3, dense_probes=2
 )

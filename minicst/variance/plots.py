@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from minicst.variance_report import at_two_passes
+from minicst.variance.report import at_two_passes
 
 LABELS = {
     "h_alone": "H^α alone: PGE α=0 → α=½",

@@ -19,12 +19,12 @@ import numpy as np
 from minicst.backend import get_backend
 from minicst.data import Batch, train_loader
 from minicst.job import Job, prepare
-from minicst.measure import ROWS, Sizes, label, measure
 from minicst.methods.mask_loss import MaskLoss
 from minicst.settings import TrainSettings
 from minicst.sparse.rules import RULES
 from minicst.training import Silent, load_job, train
-from minicst.variance_report import dumps, point_line, summarize_points
+from minicst.variance.point import ROWS, Sizes, label, measure
+from minicst.variance.report import dumps, point_line, summarize_points
 
 # An epoch number that training never reaches: the mini-batch's order and augmentation.
 BATCH_EPOCH = 2**31 + 1
@@ -263,7 +263,7 @@ def run_variance(
 
 def save_variance(results: dict[str, Any], settings: VarianceSettings) -> Path:
     """Draw to --out and write the numbers beside it; return the picture's path."""
-    from minicst.plots_variance import plot_variance
+    from minicst.variance.plots import plot_variance
 
     path = settings.out or (settings.run or Path()) / "variance.png"
     plot_variance(results, path)

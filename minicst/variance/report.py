@@ -9,9 +9,9 @@ from typing import Any
 
 from rich.console import Console
 
-from minicst.measure import label, number
-from minicst.monte_carlo import Estimate
 from minicst.tables import table as new_table
+from minicst.variance.monte_carlo import Estimate
+from minicst.variance.point import label, number
 
 
 def summarize_points(results: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minicst.methods.mask_loss import MaskLoss
-from minicst.monte_carlo import (
+from minicst.randomness import rng_for
+from minicst.sparse.proof import bound_factor
+from minicst.sparse.rules import RULES, Draws
+from minicst.variance.monte_carlo import (
     FEWEST,
     Array,
     Estimate,
@@ -28,10 +31,7 @@ from minicst.monte_carlo import (
     gradient_moments,
     loss_moments,
 )
-from minicst.randomness import rng_for
-from minicst.sparse.proof import bound_factor
-from minicst.sparse.rules import RULES, Draws
-from minicst.vmax import (
+from minicst.variance.vmax import (
     STRATA,
     Flips,
     choose_entries,

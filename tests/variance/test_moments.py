@@ -10,7 +10,8 @@ from functools import cache
 import numpy as np
 import pytest
 
-from minicst.monte_carlo import (
+from minicst.sparse.rules import RULES, Draws
+from minicst.variance.monte_carlo import (
     FEWEST,
     Leaving,
     draw_pairs,
@@ -18,8 +19,7 @@ from minicst.monte_carlo import (
     gradient_moments,
     loss_moments,
 )
-from minicst.sparse.rules import RULES, Draws
-from minicst.vmax import (
+from minicst.variance.vmax import (
     Flips,
     choose_entries,
     conditional_v,
