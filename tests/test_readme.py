@@ -1,10 +1,12 @@
 import doctest
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
-README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
 
 
 def test_library_example_prints_what_its_comments_say():
@@ -30,4 +32,10 @@ def test_every_command_is_listed():
 
 def test_pictures_exist():
     for picture in re.findall(r"!\[[^]]*\]\(([^)]*)\)", README):
-        assert (Path(__file__).resolve().parent.parent / picture).is_file()
+        assert (ROOT / picture).is_file()
+
+
+def test_blocks_say_what_code_and_measured_numbers_say():
+    """Otherwise: python figures/readme.py --write."""
+    blocks = runpy.run_path(str(ROOT / "figures" / "readme.py"))
+    assert README == blocks["with_blocks"](README)
