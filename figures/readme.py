@@ -1,13 +1,14 @@
-"""README's blocks that are made from code and from measured numbers: python figures/readme.py [--write].
+"""README's blocks made from code and measured numbers: python figures/readme.py [--write].
 
-The table of estimators comes from `minicst.sparse.rules`; every number under "What held" comes from
-a JSON file in this folder. A test fails where README says anything else.
+The table of estimators comes from `minicst.sparse.rules`; measured numbers come from the JSON files
+of this folder, into tables and into held.md. A test fails where README says anything else.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,10 @@ README = HERE.parent / "README.md"
 
 def estimators() -> str:
     """Return the table of estimators, Markdown."""
-    lines = ["| `--estimator` | estimate | masks, and forward passes | source |", "|---|---|---|---|"]
+    lines = [
+        "| `--estimator` | estimate | masks, and forward passes | source |",
+        "|---|---|---|---|",
+    ]
     for name, rule in RULES.items():
         masks = str(rule.n_masks) if rule.n_masks else "k = `--n-masks`"
         pair = ", antithetic" if rule.antithetic else ""
@@ -33,7 +37,242 @@ def load(name: str) -> dict[str, Any]:
     return json.loads((HERE / f"{name}.json").read_text())
 
 
-BLOCKS = {"estimators": estimators}
+def number(x: float) -> str:
+    """Three significant digits: 0.0123, 724, 24,400."""
+    if x == 0.0:
+        return "0"
+    if x < 1e-3:
+        return f"{x:.1e}"
+    if x < 100:
+        return f"{x:.3g}"
+    return f"{float(f'{x:.3g}'):,.0f}"
+
+
+def with_error(pair: list[float]) -> str:
+    """Value and standard error."""
+    return f"{number(pair[0])} ± {number(pair[1])}"
+
+
+def mean_sd(spread: dict[str, Any], digits: int = 2) -> str:
+    """Mean and standard deviation over seeds."""
+    return f"{spread['mean']:.{digits}f} ± {spread['sd']:.{digits}f}"
+
+
+def properties_table(name: str) -> list[str]:
+    """E L^2, V and Vmax over a training run."""
+    results = load(name)
+    rows = [
+        "| epoch | loss | undecided | E L^2 | V | E L^2 / V | Vmax / V |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for point in results["points"]:
+        channels, v, vmax = point["channels"], point["v"], point["vmax"]
+        ratio = "-" if point["ratio"] is None else with_error(point["ratio"])
+        top = "-"
+        if v[0] > 0.0:
+            top = f"{number(vmax['split'][0] / v[0])} to {number(vmax['naive'][0] / v[0])}"
+        rows.append(
+            f"| {point['epoch']} | {point['loss'][0]:.2f} "
+            f"| {channels['undecided'] / channels['all']:.0%} | {number(point['loss_square'][0])} "
+            f"| {with_error(v)} | {ratio} | {top} |"
+        )
+    return rows
+
+
+def reduction_table(name: str) -> list[str]:
+    """How much of PGE's variance VR-PGE takes away, and what does it."""
+    rows = [
+        "| epoch | loss | PGE, alpha 0, to VR-PGE, alpha 1/2 | by layer | H^alpha alone "
+        "| the difference alone | E L^2 / V |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for point in load(name)["points"]:
+        whole = point["all"]["reduction"]
+        if whole is None or whole["both"] is None:
+            continue
+        layers = [
+            layer["reduction"]["both"][0]
+            for layer in point["layers"].values()
+            if layer["reduction"] and layer["reduction"]["both"]
+        ]
+        rows.append(
+            f"| {point['epoch']} | {point['loss'][0]:.2f} | {with_error(whole['both'])}x "
+            f"| {number(min(layers))}x to {number(max(layers))}x | {number(whole['h_alone'][0])}x "
+            f"| {number(whole['difference_at_half'][0])}x | {number(point['ratio'][0])} |"
+        )
+    return rows
+
+
+def equal_passes(name: str) -> list[str]:
+    """Variance of each estimator at equal forward passes, relative to VR-PGE's, by epoch."""
+    results = load(name)
+    points = [p for p in results["points"] if p["all"]["variance"]]
+    chosen = [
+        label
+        for label, row in results["estimators"].items()
+        if row["alpha"] == 0.5 and row["rule"] != "coin"
+    ]
+    rows = [
+        "| estimator, alpha 1/2 | " + " | ".join(f"epoch {p['epoch']}" for p in points) + " |",
+        "|---" * (len(points) + 1) + "|",
+    ]
+    for label in chosen:
+        cells = []
+        for point in points:
+            variance = point["all"]["variance"]
+            passes = results["estimators"][label]["passes"] / 2
+            relative = variance[label][0] * passes / variance["vr-pge a=0.5"][0]
+            cells.append(number(relative))
+        rows.append(f"| `{results['estimators'][label]['rule']}` | " + " | ".join(cells) + " |")
+    return rows
+
+
+def setting(name: str) -> str:
+    """What a measured run is, in words."""
+    r = load(name)
+    width = "" if r["width"] == 1.0 else f" (width {r['width']:g})"
+    return (
+        f"{r['network']}{width} on {r['training_images']:,} images of {r['data_label']}, "
+        f"{r['maskable_channels']:,} maskable channels, keep rate {r['keep_rate']:g}, "
+        f"{r['epochs']} epochs, batch {r['training_batch_size']}, Adam {r['keep_prob_lr']:g} on "
+        f"keep_prob; {r['masks']} masks a point on one mini-batch of {r['batch_size']}"
+    )
+
+
+def variance() -> str:
+    """Return the measured variance, Markdown."""
+    lines = [f"**Variance over training**, {setting('fig3_variance')}. Mean over channels:", ""]
+    lines += [*reduction_table("fig3_variance"), ""]
+    lines += [
+        "Variance at equal forward passes, VR-PGE = 1 (`pge-moving-average` with an idealised "
+        "average, that of other masks at the same weights and batch):",
+        "",
+        *equal_passes("fig3_variance"),
+        "",
+        f"**E L^2, V and Vmax over training**, {setting('fig4_properties')} (Vmax: the largest "
+        "chosen on one half of the masks and valued on the other, to the plain largest, which is "
+        "biased up):",
+        "",
+        *properties_table("fig4_properties"),
+    ]
+    return "\n".join(lines)
+
+
+def planted() -> str:
+    """Return the planted-structure tables, Markdown."""
+    results = load("planted")
+    found, base = results["findings"], results["settings"]
+    command = found["minicst_planted"]
+    lines = ["| method | share of keep_prob on good channels | test accuracy, one sampled mask |"]
+    lines += ["|---|---|---|"]
+    for name, values in command["methods"].items():
+        lines.append(
+            f"| {name} | {mean_sd(values['good_share'], 3)} | {mean_sd(values['test_accuracy'])} |"
+        )
+    lines += [
+        "",
+        f"`figures/planted.py`, {base['channels']} channels, keep rate {base['keep_rate']:g}, "
+        f"Adam, {found['estimators_adam']['vr-pge']['forward_passes']:,} forward passes each, "
+        f"{len(base['seeds'])} seeds. Signal: share above the coin's, per 1,000 forward passes, "
+        "and per multiply-adds of 1,000 dense training steps:",
+        "",
+        "| method | share on good channels | signal per passes | signal per MACs |",
+        "|---|---|---|---|",
+    ]
+    for name, values in found["estimators_adam"].items():
+        if "signal" in values:
+            lines.append(
+                f"| {name} | {mean_sd(values['share'], 3)} | {values['signal']:+.2f} "
+                f"| {values['signal_at_equal_macs']:+.2f} |"
+            )
+    return "\n".join(lines)
+
+
+def held() -> str:
+    """Return what held and what did not: held.md with its numbers filled in."""
+    fig3, fig4, quick = (
+        load("fig3_variance"),
+        load("fig4_properties"),
+        load("fig4_properties_quick"),
+    )
+    both = [p["all"]["reduction"]["both"][0] for p in fig3["points"] if p["ratio"]]
+    h_alone = [p["all"]["reduction"]["h_alone"][0] for p in fig3["points"] if p["ratio"]]
+    alpha = load("alpha")["findings"]
+
+    def zero_and_half(kind: str, rate: str) -> str:
+        at = alpha[f"synthetic, vr-pge-symmetric, {kind}"]
+        return f"{at['0'][rate]['mean']:.2f} and {at['0.5'][rate]['mean']:.2f}"
+
+    gaps = {
+        a: [
+            problem["gap_where_exact_update_ends"][a]["mean"]
+            for problem in load("convergence")["findings"]["problems"].values()
+        ]
+        for a in ("0", "0.5")
+    }
+    found = load("planted")["findings"]
+    by_method = found["estimators_adam"]
+    budget = load("budget")["findings"]["resnet20, budget in channels, seed 0"]["all"]
+    again = load("resampling")["findings"]
+    every = {t: again[f"vr-pge, T = {t}"] for t in (1, 10, 50)}
+    numbers = {
+        "reduction": ends(both),
+        "h_alone": ends(h_alone),
+        "ratio": ends(ratios(fig4)),
+        "ratio_quick": ends(ratios(quick)),
+        "top": ends(tops(fig4)),
+        "top_quick": ends(tops(quick)),
+        "gap": f"{min(gaps['0.5']):.0%} to {max(gaps['0.5']):.0%}",
+        "gap_0": f"{max(gaps['0']):.1%}",
+        "share": f"{by_method['vr-pge']['share']['mean']:.2f}",
+        "coin_share": f"{by_method['coin']['share']['mean']:.2f}",
+        "by_steps": by_steps(found["steps_per_channel"]),
+        "drawn": two([budget["drawn"]["min"], budget["drawn"]["max"]]),
+        "macs": f"{budget['macs']['min']:.1%} to {budget['macs']['max']:.1%}",
+        "ste_cost": f"{by_method['ste']['executed_over_dense']['mean']:.2f}",
+        "cost": f"{by_method['vr-pge']['executed_over_dense']['mean']:.2f}",
+        "steps": every[1]["steps"],
+        "updates": every[50]["updates"],
+        "sgd_own": zero_and_half("sgd", "own_lr"),
+        "sgd_one": zero_and_half("sgd", "lr_of_alpha_.5"),
+        "adam_own": zero_and_half("adam", "own_lr"),
+        "planted_adam": two(v["own_lr"]["mean"] for v in alpha["planted, vr-pge, adam"].values()),
+    }
+    for t, values in every.items():
+        numbers[f"accuracy_{t}"] = f"{values['test_accuracy']['mean']:.1%}"
+    return (HERE / "held.md").read_text().strip().format(**numbers)
+
+
+def ratios(results: dict[str, Any]) -> list[float]:
+    """E L^2 / V of all points."""
+    return [p["ratio"][0] for p in results["points"] if p["ratio"]]
+
+
+def tops(results: dict[str, Any]) -> list[float]:
+    """Vmax / V of all points, the maximum chosen and valued on halves."""
+    return [p["vmax"]["split"][0] / p["v"][0] for p in results["points"] if p["ratio"]]
+
+
+def ends(values: list[float]) -> str:
+    """Smallest to largest, three digits."""
+    return f"{number(min(values))} to {number(max(values))}"
+
+
+def two(values: Iterable[float]) -> str:
+    """Smallest to largest, two decimals."""
+    values = list(values)
+    return f"{min(values):.2f} to {max(values):.2f}"
+
+
+def by_steps(shares: dict[str, Any]) -> str:
+    """Share on good channels by steps per channel."""
+    return ", ".join(
+        f"{shares[key]['vr-pge']['share']['mean']:.2f} ({float(key):.0f})"
+        for key in sorted(shares, key=float)
+    )
+
+
+BLOCKS = {"estimators": estimators, "variance": variance, "planted": planted, "held": held}
 
 
 def with_blocks(text: str) -> str:
