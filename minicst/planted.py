@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from minicst.checkpoint import write_text
 from minicst.job import Job, prepare
 from minicst.nn import Network
 from minicst.settings import TrainSettings
@@ -161,4 +162,4 @@ def save_planted(results: dict[str, Any], path: Path) -> None:
     from minicst.plots import plot_planted
 
     plot_planted(results, path)
-    path.with_suffix(".json").write_text(json.dumps(results, indent=2) + "\n")
+    write_text(path.with_suffix(".json"), json.dumps(results, indent=2) + "\n")

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from minicst.backend import get_backend
+from minicst.checkpoint import write_text
 from minicst.data import Batch, train_loader
 from minicst.job import Job, prepare
 from minicst.methods.mask_loss import MaskLoss
@@ -267,5 +268,5 @@ def save_variance(results: dict[str, Any], settings: VarianceSettings) -> Path:
 
     path = settings.out or (settings.run or Path()) / "variance.png"
     plot_variance(results, path)
-    path.with_suffix(".json").write_text(dumps(results))
+    write_text(path.with_suffix(".json"), dumps(results))
     return path
