@@ -58,6 +58,11 @@ def mean_sd(spread: dict[str, Any], digits: int = 2) -> str:
     return f"{spread['mean']:.{digits}f} ± {spread['sd']:.{digits}f}"
 
 
+def undecided(point: dict[str, Any]) -> str:
+    """Share of channels with keep_prob strictly between 0 and 1."""
+    return f"{point['channels']['undecided'] / point['channels']['all']:.0%}"
+
+
 def properties_table(name: str) -> list[str]:
     """E L^2, V and Vmax over a training run."""
     results = load(name)
@@ -66,14 +71,14 @@ def properties_table(name: str) -> list[str]:
         "|---|---|---|---|---|---|---|",
     ]
     for point in results["points"]:
-        channels, v, vmax = point["channels"], point["v"], point["vmax"]
+        v, vmax = point["v"], point["vmax"]
         ratio = "-" if point["ratio"] is None else with_error(point["ratio"])
         top = "-"
         if v[0] > 0.0:
             top = f"{number(vmax['split'][0] / v[0])} to {number(vmax['naive'][0] / v[0])}"
         rows.append(
             f"| {point['epoch']} | {point['loss'][0]:.2f} "
-            f"| {channels['undecided'] / channels['all']:.0%} | {number(point['loss_square'][0])} "
+            f"| {undecided(point)} | {number(point['loss_square'][0])} "
             f"| {with_error(v)} | {ratio} | {top} |"
         )
     return rows
@@ -82,9 +87,9 @@ def properties_table(name: str) -> list[str]:
 def reduction_table(name: str) -> list[str]:
     """How much of PGE's variance VR-PGE takes away, and what does it."""
     rows = [
-        "| epoch | loss | PGE, alpha 0, to VR-PGE, alpha 1/2 | by layer | H^alpha alone "
-        "| the difference alone | E L^2 / V |",
-        "|---|---|---|---|---|---|---|",
+        "| epoch | loss | undecided | PGE, alpha 0, to VR-PGE, alpha 1/2 | by layer "
+        "| H^alpha alone | the difference alone | E L^2 / V |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for point in load(name)["points"]:
         whole = point["all"]["reduction"]
@@ -96,7 +101,8 @@ def reduction_table(name: str) -> list[str]:
             if layer["reduction"] and layer["reduction"]["both"]
         ]
         rows.append(
-            f"| {point['epoch']} | {point['loss'][0]:.2f} | {with_error(whole['both'])}x "
+            f"| {point['epoch']} | {point['loss'][0]:.2f} | {undecided(point)} "
+            f"| {with_error(whole['both'])}x "
             f"| {number(min(layers))}x to {number(max(layers))}x | {number(whole['h_alone'][0])}x "
             f"| {number(whole['difference_at_half'][0])}x | {number(point['ratio'][0])} |"
         )
@@ -139,9 +145,58 @@ def setting(name: str) -> str:
     )
 
 
+def main_job() -> str:
+    """Return the main job's table, Markdown."""
+    results = load("main_job")
+    seeds = [str(seed) for seed in results["settings"]["seeds"]]
+    lines = ["| method | " + " | ".join(seeds) + " | mean ± sd | MACs in training, forward |"]
+    lines += ["|---" * (len(seeds) + 3) + "|"]
+    for label, found in results["findings"].items():
+        accuracy = found["test_accuracy"]
+        each = " | ".join(f"{100 * x:.1f}" for x in accuracy["values"])
+        lines.append(
+            f"| {label} | {each} | {100 * accuracy['mean']:.1f} ± {100 * accuracy['sd']:.1f} % "
+            f"| {found['macs_ratio_mean']['mean']:.1%} |"
+        )
+    return "\n".join(lines)
+
+
+def speed() -> str:
+    """Return the tables of seconds, Markdown."""
+    results = load("bench")
+    lines = [
+        "| dense pass | minicst | PyTorch channels_last | PyTorch NCHW |",
+        "|---|---|---|---|",
+    ]
+    for row in results["dense"]:
+        seconds = row["seconds"]
+        cells = [f"{seconds['minicst'] * 1e3:.0f} ms"]
+        for peer in ("pytorch_channels_last", "pytorch_nchw"):
+            cells.append(
+                f"{seconds[peer] * 1e3:.0f} ms ({seconds['minicst'] / seconds[peer]:.2f}x)"
+            )
+        lines.append(f"| {row['what'].replace('_', ' + ')} | " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        "| training step | forward MACs | dense | Algorithm 1 | saving | the paper's formula |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in results["steps"]:
+        dense, sparse = row["seconds"]["dense"], row["seconds"]["sparse"]
+        lines.append(
+            f"| keep rate {row['keep_rate']:g} | {row['macs_ratio']:.1%} | {dense * 1e3:.0f} ms "
+            f"| {sparse * 1e3:.0f} ms | {dense / sparse:.2f}x "
+            f"| {row['saving_paper_formula']:.3g}x |"
+        )
+    return "\n".join(lines)
+
+
 def variance() -> str:
     """Return the measured variance, Markdown."""
-    lines = [f"**Variance over training**, {setting('fig3_variance')}. Mean over channels:", ""]
+    lines = [
+        f"**Variance over training**, {setting('fig3_variance')}. Mean over undecided channels:",
+        "",
+    ]
     lines += [*reduction_table("fig3_variance"), ""]
     lines += [
         "Variance at equal forward passes, VR-PGE = 1 (`pge-moving-average` with an idealised "
@@ -218,7 +273,8 @@ def held() -> str:
     numbers = {
         "reduction": ends(both),
         "h_alone": ends(h_alone),
-        "ratio": ends(ratios(fig4)),
+        "ratio_first": number(ratios(fig4)[0]),
+        "ratio": ends(ratios(fig4)[1:]),
         "ratio_quick": ends(ratios(quick)),
         "top": ends(tops(fig4)),
         "top_quick": ends(tops(quick)),
@@ -272,7 +328,14 @@ def by_steps(shares: dict[str, Any]) -> str:
     )
 
 
-BLOCKS = {"estimators": estimators, "variance": variance, "planted": planted, "held": held}
+BLOCKS = {
+    "estimators": estimators,
+    "main": main_job,
+    "planted": planted,
+    "speed": speed,
+    "variance": variance,
+    "held": held,
+}
 
 
 def with_blocks(text: str) -> str:

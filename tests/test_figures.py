@@ -17,7 +17,7 @@ from minicst.sparse.masks import enumerate_masks
 from minicst.sparse.theory import expected_loss, expected_loss_gradient
 
 FIGURES = Path(__file__).resolve().parent.parent / "figures"
-NAMES = ("alpha", "budget", "convergence", "planted", "resampling")
+NAMES = ("alpha", "budget", "convergence", "main_job", "planted", "resampling")
 
 
 @pytest.fixture

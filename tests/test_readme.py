@@ -38,4 +38,4 @@ def test_pictures_exist():
 def test_blocks_say_what_code_and_measured_numbers_say():
     """Otherwise: python figures/readme.py --write."""
     blocks = runpy.run_path(str(ROOT / "figures" / "readme.py"))
-    assert README == blocks["with_blocks"](README)
+    assert blocks["with_blocks"](README) == README
