@@ -166,16 +166,26 @@ def test_independent_masks_of_a_step_differ_and_do_not_depend_on_their_number():
     assert len({mask.tobytes() for mask in four}) == 4
 
 
-def test_the_macs_budget_is_kept_and_spends_more_on_cheap_channels():
-    method = method_of(budget_in="macs", keep_prob_lr=0.1, lr=0.05, width=0.5)
+def test_the_macs_budget_is_kept_and_binds():
+    method = method_of(budget_in="macs", keep_prob_lr=0.1, lr=0.05, width=0.5, seed=4)
     costs, constant = linear_macs_cost(method.network, SHAPE)
+    budget, bound = 0.5 * costs.sum(), 0
     for batch in batches_of(12):
-        method.train_step(batch)
+        trace = method.train_step(batch)
+        # The nearest point s = clip(z - v c) by 100 halvings of v.
+        low, high = 0.0, 1.0
+        for _ in range(100):
+            middle = (low + high) / 2
+            fits = costs @ np.clip(trace.z - middle * costs, 0, 1) <= budget
+            low, high = (low, middle) if fits else (middle, high)
+        np.testing.assert_allclose(
+            method.keep_prob, np.clip(trace.z - high * costs, 0, 1), atol=1e-9
+        )
+        bound += trace.multiplier > 0
         spent = costs @ method.keep_prob
-        assert spent <= 0.5 * costs.sum() * (1 + 1e-12)
-        expected = expected_macs(method.network, SHAPE, method.keep_prob)
-        assert expected <= constant + spent + 1e-6
-    assert abs(method.keep_prob.sum() - method.budget) > 1e-3  # channels aren't what is bounded
+        assert method.macs_bound() == pytest.approx(constant + spent)
+        assert expected_macs(method.network, SHAPE, method.keep_prob) <= constant + spent + 1e-6
+    assert bound > 0
 
 
 def test_a_trace_of_a_search_step_leaves_nothing_out():
