@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from minicst.sparse.rules import RULES
+from minicst.variance.report import at_two_passes
 
 HERE = Path(__file__).resolve().parent
 README = HERE.parent / "README.md"
@@ -113,6 +114,7 @@ def equal_passes(name: str) -> list[str]:
     """Variance of each estimator at equal forward passes, relative to VR-PGE's, by epoch."""
     results = load(name)
     points = [p for p in results["points"] if p["all"]["variance"]]
+    equal = [at_two_passes(results, point) for point in points]
     chosen = [
         label
         for label, row in results["estimators"].items()
@@ -123,12 +125,7 @@ def equal_passes(name: str) -> list[str]:
         "|---" * (len(points) + 1) + "|",
     ]
     for label in chosen:
-        cells = []
-        for point in points:
-            variance = point["all"]["variance"]
-            passes = results["estimators"][label]["passes"] / 2
-            relative = variance[label][0] * passes / variance["vr-pge a=0.5"][0]
-            cells.append(number(relative))
+        cells = [number(row[label].value / row["vr-pge a=0.5"].value) for row in equal]
         rows.append(f"| `{results['estimators'][label]['rule']}` | " + " | ".join(cells) + " |")
     return rows
 

@@ -151,7 +151,8 @@ class CompletelySparse(Method):
         with watch("structure"):
             draws = self._draws(losses, drawn, uniform)
             gradient = self.rule.estimate(draws, s, hyper.precondition_power)
-            self._baseline = moving_average(self._baseline, losses[0], hyper.baseline_decay)
+            if self.rule.needs_average:
+                self._baseline = moving_average(self._baseline, losses[0], hyper.baseline_decay)
             clipped = clip_gradients(updated.optimizer, hyper.clip_norm, gradient)  # type: ignore[arg-type]
             z, multiplier = self._update_keep_prob(gradient if clipped is None else clipped)
 

@@ -56,6 +56,7 @@ class Rule:
         estimate: (draws, keep_prob, precondition_power) -> estimate of H^alpha grad Phi(s), shape
             (n,) or (n_draws, n).
         informed: whether the estimate has anything to do with the gradient.
+        needs_average: whether it takes off the average of earlier losses.
     """
 
     formula: str
@@ -64,6 +65,7 @@ class Rule:
     estimate: Callable[[Draws, Array, float], Array]
     antithetic: bool = False
     informed: bool = True
+    needs_average: bool = False
 
     def masks_per_step(self, asked: int = 2) -> int:
         """Masks, and forward passes, of a step; `asked` counts where the rule leaves it open."""
@@ -156,6 +158,7 @@ RULES: dict[str, Rule] = {
         "Williams 1992",
         1,
         _moving_average,
+        needs_average=True,
     ),
     "coin": Rule(
         "|L(m) - L(m')| coin H^a (m - s) / (s (1 - s))",
