@@ -1,6 +1,7 @@
 """Data sets, and the loader that cuts them into batches."""
 
-from minicst.data.datasets import DATASETS, Dataset, load_dataset
+from minicst.data.dataset import Dataset
+from minicst.data.datasets import DATASETS, load_dataset
 from minicst.data.loader import Batch, Loader, test_loader, train_loader
 
 __all__ = [

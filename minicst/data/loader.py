@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from minicst.data.augment import crop_flip
-from minicst.data.datasets import Dataset
+from minicst.data.dataset import Dataset
 from minicst.data.prefetch import prefetch as prefetched
 from minicst.randomness import rng_for
 
