@@ -54,6 +54,8 @@ class Conv2d(Function):
         b = bias[0] if bias else None
         if groups == 1:
             return self.backend.conv2d(x, weight, b, stride, padding)
+        if _is_depthwise(x, weight, groups):
+            return self.backend.depthwise_conv2d(x, weight, b, stride, padding)
         parts = [
             self.backend.conv2d(x_part, w_part, None, stride, padding)
             for x_part, w_part in self._parts(x, weight, groups)
@@ -70,6 +72,12 @@ class Conv2d(Function):
                 grad_x = self.backend.conv2d_grad_input(g, weight, x.shape, stride, padding)
             if self.needs_grad[1]:
                 grad_weight = self.backend.conv2d_grad_weight(x, g, weight.shape, stride, padding)
+        elif _is_depthwise(x, weight, groups):
+            back = self.backend
+            if self.needs_grad[0]:
+                grad_x = back.depthwise_conv2d_grad_input(g, weight, x.shape, stride, padding)
+            if self.needs_grad[1]:
+                grad_weight = back.depthwise_conv2d_grad_weight(x, g, weight.shape, stride, padding)
         else:
             xp = self.xp
             g_parts = [xp.ascontiguousarray(p) for p in xp.split(g, groups, axis=-1)]
@@ -97,6 +105,10 @@ class Conv2d(Function):
             (self.xp.ascontiguousarray(x_part), w_part)
             for x_part, w_part in zip(xs, self.xp.split(weight, groups, axis=0), strict=True)
         ]
+
+
+def _is_depthwise(x: Array, weight: Array, groups: int) -> bool:
+    return groups == x.shape[3] == weight.shape[0]
 
 
 def conv2d(

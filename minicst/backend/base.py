@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from minicst.backend.meter import Meter
@@ -138,3 +138,92 @@ class Backend:
                 cols = slice(kx, kx + stride * ow, stride)
                 padded[:, rows, cols, :] += col[:, :, :, ky, kx, :]
         return padded[:, padding : padding + h, padding : padding + w, :]
+
+    def depthwise_conv2d(
+        self,
+        x: Array,
+        weight: Array,
+        bias: Array | None = None,
+        stride: int = 1,
+        padding: int = 0,
+    ) -> Array:
+        """out[n, y, x, c] = b[c] + sum_{ky, kx} x[n, y s + ky - p, x s + kx - p, c] w[c, ky, kx].
+
+        Args:
+            x: (n, h, w, c).
+            weight: (c, kh, kw, 1).
+            bias: (c,) or None.
+            stride: step between windows.
+            padding: zeros on each side of h and w.
+
+        Returns:
+            (n, oh, ow, c), dtype of x.
+        """
+        n, h, w, c = x.shape
+        _, kh, kw, _ = weight.shape
+        oh = conv_output_size(h, kh, stride, padding)
+        ow = conv_output_size(w, kw, stride, padding)
+        padded = self.xp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+        out = self.xp.zeros((n, oh, ow, c), x.dtype)
+        for ky, kx, at in _tap_slices(kh, kw, oh, ow, stride):
+            out += padded[at] * weight[:, ky, kx, 0]
+        if bias is not None:
+            out += bias
+        self.meter.record("forward", out.size * kh * kw, x.nbytes + weight.nbytes + out.nbytes)
+        return out
+
+    def depthwise_conv2d_grad_weight(
+        self,
+        x: Array,
+        grad_out: Array,
+        weight_shape: tuple[int, int, int, int],
+        stride: int = 1,
+        padding: int = 0,
+    ) -> Array:
+        """grad_weight[c, ky, kx] = sum_{n, y, x} x[n, y s + ky - p, x s + kx - p, c] g[n, y, x, c].
+
+        Shapes as in depthwise_conv2d.
+        """
+        _, kh, kw, _ = weight_shape
+        _, oh, ow, _ = grad_out.shape
+        padded = self.xp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+        grad = self.xp.empty(weight_shape, x.dtype)
+        for ky, kx, at in _tap_slices(kh, kw, oh, ow, stride):
+            grad[:, ky, kx, 0] = (padded[at] * grad_out).sum(axis=(0, 1, 2))
+        n_bytes = x.nbytes + grad_out.nbytes + grad.nbytes
+        self.meter.record("weight_gradient", grad_out.size * kh * kw, n_bytes)
+        return grad
+
+    def depthwise_conv2d_grad_input(
+        self,
+        grad_out: Array,
+        weight: Array,
+        x_shape: tuple[int, int, int, int],
+        stride: int = 1,
+        padding: int = 0,
+    ) -> Array:
+        """Add grad_out times each tap back to the pixels that it read: the transpose in x.
+
+        Shapes as in depthwise_conv2d.
+        """
+        n, h, w, c = x_shape
+        _, kh, kw, _ = weight.shape
+        _, oh, ow, _ = grad_out.shape
+        padded = self.xp.zeros((n, h + 2 * padding, w + 2 * padding, c), grad_out.dtype)
+        for ky, kx, at in _tap_slices(kh, kw, oh, ow, stride):
+            padded[at] += grad_out * weight[:, ky, kx, 0]
+        grad_x = padded[:, padding : padding + h, padding : padding + w]
+        n_bytes = grad_out.nbytes + weight.nbytes + grad_x.nbytes
+        self.meter.record("input_gradient", grad_out.size * kh * kw, n_bytes)
+        return grad_x
+
+
+def _tap_slices(
+    kh: int, kw: int, oh: int, ow: int, stride: int
+) -> Iterator[tuple[int, int, tuple[slice, slice, slice]]]:
+    """For each tap of a window: its place ky, kx and the padded pixels that it reads."""
+    for ky in range(kh):
+        for kx in range(kw):
+            rows = slice(ky, ky + stride * (oh - 1) + 1, stride)
+            cols = slice(kx, kx + stride * (ow - 1) + 1, stride)
+            yield ky, kx, (slice(None), rows, cols)

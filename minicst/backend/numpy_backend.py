@@ -12,12 +12,13 @@ from threadpoolctl import ThreadpoolController
 from minicst.backend.base import Array
 from minicst.backend.chunks import STREAM_BYTES, split
 from minicst.backend.convolution import ConvolutionOps
+from minicst.backend.depthwise import DepthwiseOps
 from minicst.backend.normalization import NormalizationOps
 from minicst.backend.pool import WorkerPool, Workspace
 from minicst.backend.pooling import PoolingOps
 
 
-class NumpyBackend(ConvolutionOps, NormalizationOps, PoolingOps):
+class NumpyBackend(ConvolutionOps, DepthwiseOps, NormalizationOps, PoolingOps):
     """Channels-last arrays of numpy; the readable specification that other backends override.
 
     Creating it holds BLAS to one thread for the whole process: the pool's threads share the

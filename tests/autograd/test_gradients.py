@@ -137,6 +137,16 @@ CASES = {
         conv(2, 1, groups=3),
         lambda r: (draw(r, 2, 5, 5, 3), draw(r, 3, 3, 3, 1)),
     ),
+    "conv, depthwise, stride 1": (
+        conv_module.Conv2d,
+        conv(1, 2, groups=3),
+        lambda r: (draw(r, 2, 4, 5, 3), draw(r, 3, 3, 2, 1), draw(r, 3)),
+    ),
+    "conv, depthwise, stride 3": (
+        conv_module.Conv2d,
+        conv(3, 1, groups=2),
+        lambda r: (draw(r, 2, 6, 7, 2), draw(r, 2, 2, 2, 1), draw(r, 2)),
+    ),
     "batch_norm, training": (norm.BatchNorm, batch_norm(False, True), batch_norm_inputs),
     "batch_norm, eval": (norm.BatchNorm, batch_norm(False, False), batch_norm_inputs),
     "batch_norm + relu, training": (norm.BatchNorm, batch_norm(True, True), batch_norm_inputs),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import minicst.functional as F
-from minicst.autograd import Tensor
+from minicst.autograd import Tensor, conv
 
 
 def tensor(*shape, dtype=np.float64):
@@ -23,6 +23,35 @@ def test_conv2d_with_groups_is_the_loop(rng, groups, bias):
     out = F.conv2d(Tensor(x), Tensor(weight), Tensor(b) if bias else None, 2, 1, groups)
     want = F.conv2d_loop(x, weight, 2, 1, groups) + (b if bias else 0)
     assert np.allclose(out.data, want, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize(("stride", "padding"), [(1, 1), (2, 1), (3, 0), (4, 2)])
+def test_depthwise_is_the_loop_over_groups(backend, rng, monkeypatch, stride, padding):
+    """One call of the backend a pass, and what a convolution of each channel alone would give."""
+    x, weight = rng.normal(size=(2, 7, 6, 5)), rng.normal(size=(5, 3, 2, 1))
+    b = rng.normal(size=5)
+
+    def run(groups_apart):
+        inputs = [Tensor(a, requires_grad=True) for a in (x, weight, b)]
+        if groups_apart:
+            monkeypatch.setattr(conv, "_is_depthwise", lambda *args: False)
+        out = F.conv2d(*inputs, stride, padding, groups=5)
+        out.backward(np.sin(np.arange(out.data.size)).reshape(out.shape))
+        return out.data, *(t.grad for t in inputs)
+
+    calls = []
+    for name in ("conv2d", "conv2d_grad_weight", "conv2d_grad_input"):
+        monkeypatch.setattr(backend, name, lambda *args, name=name: calls.append(name))
+    fast = run(False)
+    assert not calls
+    counts = dict(backend.meter.macs)
+    monkeypatch.undo()
+    backend.meter.reset()
+    slow = run(True)
+    assert dict(backend.meter.macs) == counts
+    for a, want in zip(fast, slow, strict=True):
+        assert a.shape == want.shape
+        assert np.allclose(a, want, rtol=0, atol=1e-12)
 
 
 def test_linear(rng):
