@@ -17,7 +17,8 @@ from common import Results, new_figure, save_figure, script
 
 from minicst.job import prepare
 from minicst.settings import TrainSettings
-from minicst.sparse.accounting import count_macs, expected_macs, linear_macs_cost
+from minicst.sparse.accounting import count_macs
+from minicst.sparse.expected import expected_macs, linear_macs_cost
 
 RUNS = {
     "vgg-small, budget in channels": {

@@ -12,7 +12,8 @@ from rich.table import Table
 
 from minicst.models import ANY_SIZE, build
 from minicst.randomness import rng_for
-from minicst.sparse.accounting import count_macs, expected_macs
+from minicst.sparse.accounting import count_macs
+from minicst.sparse.expected import expected_macs
 from minicst.sparse.liveness import repair
 from minicst.sparse.masks import sample_mask
 from minicst.tables import table as new_table

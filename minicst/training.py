@@ -23,7 +23,8 @@ from minicst.methods.dense import FixedMask, Narrow
 from minicst.methods.trace import StepTrace
 from minicst.nn import Network
 from minicst.settings import TrainSettings
-from minicst.sparse.accounting import count_macs, expected_macs
+from minicst.sparse.accounting import count_macs
+from minicst.sparse.expected import expected_macs
 
 
 class Stopped(Exception):

@@ -245,7 +245,7 @@ def recalibrate(network: Network, batches: Iterable[Batch]) -> None:
     A sub-network's statistics differ from those gathered over many masks. Forward passes only;
     the meter books them under "recalibrate".
     """
-    norms = [unit.norm for unit in network.units().values() if unit.norm is not None]
+    norms = list(network.norms().values())
     momenta = [norm.momentum for norm in norms]
     meter = network.parameters()[0].backend.meter
     try:

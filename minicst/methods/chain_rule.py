@@ -20,7 +20,7 @@ from minicst.data import Batch
 from minicst.methods.base import Hyper, Plan, clip_gradients
 from minicst.methods.completely_sparse import CompletelySparse
 from minicst.methods.trace import StepTrace, Stopwatch
-from minicst.nn import Network
+from minicst.nn import Network, Norm, Unit
 from minicst.randomness import rng_for
 from minicst.sparse.liveness import reached, repair
 from minicst.sparse.masked_form import masked
@@ -129,8 +129,10 @@ def gated(network: Network, mask: ArrayLike) -> GatedNetwork:
         )
     live = reached(network, mask > 0.0)
     unreached = {}
-    for name, unit in network.units().items():
-        nothing = ~unit.alive([live[read] for read in network.inputs[name]], None)
+    for name, node in network.nodes.items():
+        if not isinstance(node, (Unit, Norm)):  # the others give 0 for 0
+            continue
+        nothing = ~node.alive([live[read] for read in network.inputs[name]], None)
         if not nothing.all():
             # A depthwise channel whose own mask is 0 is 0 anyway; its gradient is kept.
             own = network.own(name, mask)

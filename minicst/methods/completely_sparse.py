@@ -26,8 +26,8 @@ from minicst.methods.trace import StepTrace, Stopwatch
 from minicst.nn import Network
 from minicst.optim import SGD, Adam, schedule
 from minicst.randomness import rng_for
-from minicst.sparse.accounting import linear_macs_cost
 from minicst.sparse.estimators import moving_average
+from minicst.sparse.expected import linear_macs_cost
 from minicst.sparse.liveness import minimum_live, repair
 from minicst.sparse.masked_form import MaskedNetwork, masked
 from minicst.sparse.masks import sample_mask, top_k_mask

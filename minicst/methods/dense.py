@@ -13,7 +13,8 @@ from minicst.methods.trace import StepTrace
 from minicst.models import build
 from minicst.nn import Network, clone
 from minicst.randomness import rng_for
-from minicst.sparse.accounting import count_macs, expected_macs
+from minicst.sparse.accounting import count_macs
+from minicst.sparse.expected import expected_macs
 from minicst.sparse.liveness import repair
 from minicst.sparse.subnetwork import cut
 

@@ -52,10 +52,15 @@ def build_vgg(
 
 
 def build_mlp(
-    num_classes: int, in_channels: int, width: float, image_size: int, rng: np.random.Generator
+    name: str,
+    num_classes: int,
+    in_channels: int,
+    width: float,
+    image_size: int,
+    rng: np.random.Generator,
 ) -> Network:
     """Build two hidden layers of maskable neurons, the paper's Figure 1 with batch norm."""
-    network = Network("mlp", in_channels)
+    network = Network(name, in_channels)
     pixels = image_size**2
     at, c_in = network.add("flatten", Flatten(pixels), INPUT), pixels * in_channels
     for i, neurons in enumerate(MLP_NEURONS, 1):

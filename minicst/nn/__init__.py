@@ -4,7 +4,7 @@ from minicst.nn.layers import BatchNorm, Conv2d, Linear, he_normal
 from minicst.nn.module import Module
 from minicst.nn.network import INPUT, Network, clone
 from minicst.nn.node import Context, Node
-from minicst.nn.nodes import Add, Flatten, GlobalPool, Pool, Shortcut
+from minicst.nn.nodes import Add, Flatten, GlobalPool, Norm, Pool, Shortcut
 from minicst.nn.unit import ChannelNoise, Unit
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "Module",
     "Network",
     "Node",
+    "Norm",
     "Pool",
     "Shortcut",
     "Unit",

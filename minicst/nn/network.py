@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from minicst.autograd import Tensor
+from minicst.nn.layers import BatchNorm
 from minicst.nn.module import Module
 from minicst.nn.node import Context, Live, Node, Shape
 from minicst.nn.nodes import build_node
@@ -189,6 +190,11 @@ class Network(Module):
     def units(self) -> dict[str, Unit]:
         """{name: unit} of the nodes that multiply."""
         return {name: node for name, node in self.nodes.items() if isinstance(node, Unit)}
+
+    def norms(self) -> dict[str, BatchNorm]:
+        """{name: batch norm} of the nodes that have one."""
+        found = {name: getattr(node, "norm", None) for name, node in self.nodes.items()}
+        return {name: norm for name, norm in found.items() if norm is not None}
 
     def spec(self) -> dict[str, Any]:
         """Everything but the arrays, as plain data: `from_spec` rebuilds the network."""

@@ -1,4 +1,4 @@
-"""The other parts a network is wired from: pooling, flattening, shortcut, add."""
+"""The other parts a network is wired from: norm, pooling, flattening, shortcut, add."""
 
 from __future__ import annotations
 
@@ -9,8 +9,59 @@ import numpy as np
 import minicst.functional as F
 from minicst.autograd import Tensor
 from minicst.backend import conv_output_size
-from minicst.nn.node import Context, Live, Node, Shape
+from minicst.nn.layers import BatchNorm
+from minicst.nn.node import Axes, Context, Live, Node, Shape
 from minicst.nn.unit import Unit
+
+
+class Norm(Node):
+    """Batch norm -> ReLU on a stream, before the convolutions that read it: "pre-activation".
+
+    Batch norm turns a channel that is 0 everywhere into its beta. A dead stream channel therefore
+    has to be absent behind the norm too: in the masked form the output is multiplied by the live
+    indicator of the stream, in a cut network the channel isn't there.
+
+    Source: He et al., "Identity Mappings in Deep Residual Networks" (2016), Sec. 4.
+
+    Args:
+        channels: of the stream.
+        momentum: of the running statistics.
+        eps: added to the variance.
+    """
+
+    kind = "norm"
+
+    def __init__(self, channels: int, momentum: float = 0.1, eps: float = 1e-5) -> None:
+        self.norm = BatchNorm(channels, momentum, eps)
+        self.channels = channels
+
+    def forward(self, name: str, inputs: list[Tensor], context: Context) -> Tensor:
+        """Normalize, mask, clip."""
+        x, live = inputs[0], None
+        if context.live is not None and context.mask_position != "filter":
+            live = context.live[name].astype(x.dtype)
+        return self.norm(x, context.training, context.track, relu=True, live=live)
+
+    def config(self) -> dict[str, Any]:
+        """Size and batch norm's numbers."""
+        norm = self.norm
+        return {"channels": self.channels, "momentum": norm.momentum, "eps": norm.eps}
+
+    def check(self, channels: list[int]) -> int:
+        """Its channels; the stream must have as many."""
+        if channels != [self.channels]:
+            raise ValueError(
+                f"normalizes {self.channels} channels and is given {channels}: they must be equal"
+            )
+        return self.channels
+
+    def narrow(self, keep_inputs: list[np.ndarray], keep_out: np.ndarray) -> Norm:
+        """Batch norm of the live channels."""
+        return Norm(**self.config() | {"channels": len(keep_out)})
+
+    def axes(self) -> dict[str, Axes]:
+        """One number a channel."""
+        return dict.fromkeys(self.state(), ("out", None))
 
 
 class Pool(Node):
@@ -270,7 +321,7 @@ class Add(Node):
 
 
 KINDS: dict[str, type[Node]] = {
-    node.kind: node for node in (Unit, Pool, GlobalPool, Flatten, Shortcut, Add)
+    node.kind: node for node in (Unit, Norm, Pool, GlobalPool, Flatten, Shortcut, Add)
 }
 
 

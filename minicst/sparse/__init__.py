@@ -11,9 +11,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
             "chain_rule_macs",
             "chain_rule_saving",
             "count_macs",
-            "expected_macs",
             "grow_efficient_saving",
-            "linear_macs_cost",
             "train_cost_saving",
         ),
         "minicst.sparse.bias": (
@@ -29,6 +27,12 @@ __getattr__, __dir__, __all__ = lazy_exports(
             "preconditioner",
             "vr_pge",
             "vr_pge_symmetric",
+        ),
+        "minicst.sparse.expected": (
+            "expected_counts",
+            "expected_macs",
+            "keep_rate_for",
+            "linear_macs_cost",
         ),
         "minicst.sparse.liveness": ("minimum_live", "propagate", "repair"),
         "minicst.sparse.masked_form": ("MaskedNetwork", "masked"),

@@ -1,4 +1,4 @@
-"""Closed-form counts: parameters, multiply-adds, activations; dense, masked and expected.
+"""Closed-form counts: parameters, multiply-adds, activations; dense and masked (see `expected`).
 
 One multiply-add is 1 MAC; FLOPs = 2 x MACs. Convolutions and linear layers count, padding included.
 `MacCount.executed` equals the meter to the integer.
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from minicst.backend import PASSES
-from minicst.nn import INPUT, Add, Network, Pool, Shortcut, Unit
+from minicst.nn import INPUT, Add, Network, Norm, Pool, Unit
 from minicst.nn.node import Live, Shape
 from minicst.sparse.liveness import as_mask, propagate, reached
 
@@ -20,15 +20,15 @@ FLOAT_BYTES = 4  # float32
 
 @dataclass(frozen=True)
 class LayerCount:
-    """Counts of one unit (convolution or linear) for one image.
+    """Counts of one unit (convolution or linear) or norm for one image.
 
     Attributes:
         name: of the node.
-        kind: "conv 3x3", "conv 3x3 / 2" (stride), "linear", ...
+        kind: "conv 3x3", "conv 3x3 / 2" (stride), "depthwise 3x3", "linear", "norm".
         c_in: live input channels.
         c_out: live output channels.
         out_shape: (h, w) of the output; () if linear.
-        params: live parameters of the unit, batch norm included.
+        params: live parameters, batch norm included.
         macs: multiply-adds of the forward pass.
         input_gradient: whether the backward pass goes on to its input.
     """
@@ -48,7 +48,7 @@ class MacCount:
     """Counts of a network for one image.
 
     Attributes:
-        layers: one entry a unit, also of units without live channels.
+        layers: one entry a unit or norm, also where no channel is live.
         params: live parameters.
         macs: multiply-adds of the forward pass.
         activation_bytes: float32 activations that a training step holds at the end of its forward
@@ -95,20 +95,19 @@ def count_macs(network: Network, input_shape: Shape, mask: np.ndarray | None = N
     n_live = {name: int(channels.sum()) for name, channels in live.items()}
     on_tape = _on_tape(network)
     layers = []
-    for name, unit in network.units().items():
+    for name, node in network.nodes.items():
+        if not isinstance(node, (Unit, Norm)):
+            continue
         source = network.inputs[name][0]
         n_in, n_out = n_live[source], n_live[name]
+        if isinstance(node, Unit):
+            kind, params = _kind(node), round(unit_params(node, n_in, n_out))
+            macs = round(node.macs(shapes[source], n_in, n_out))
+        else:
+            kind, params, macs = "norm", 2 * n_out, 0
+        out_shape = shapes[name][:-1]
         layers.append(
-            LayerCount(
-                name=name,
-                kind=_kind(unit),
-                c_in=n_in,
-                c_out=n_out,
-                out_shape=shapes[name][:-1],
-                params=_params(unit, n_in, n_out),
-                macs=round(unit.macs(shapes[source], n_in, n_out)),
-                input_gradient=on_tape[source],
-            )
+            LayerCount(name, kind, n_in, n_out, out_shape, params, macs, on_tape[source])
         )
     return MacCount(
         layers=tuple(layers),
@@ -116,133 +115,6 @@ def count_macs(network: Network, input_shape: Shape, mask: np.ndarray | None = N
         macs=sum(layer.macs for layer in layers),
         activation_bytes=_activation_bytes(network, shapes, live, on_tape),
     )
-
-
-def expected_macs(network: Network, input_shape: Shape, keep_prob: np.ndarray) -> float:
-    """Expected multiply-adds of one image's forward pass under independent masks.
-
-    E[live inputs x live filters] of a unit is a product of two expectations, as no unit reads and
-    writes one group (a depthwise unit: one expectation). A stream's channel is live with
-    probability 1 - prod over its writers (1 - s), writers of one group counted once.
-
-    Exact as long as no drawn group is empty. Empty groups (their repair, and what they silence) are
-    neglected: with 16 channels at keep rate .125 an inner group is empty in 12 % of the draws, and
-    the true value is that much smaller.
-
-    Args:
-        network: the full network.
-        input_shape: (h, w, c) of an image.
-        keep_prob: (n_maskable,) in [0, 1].
-
-    Raises:
-        ValueError: if the images don't fit, or keep_prob has another length.
-    """
-    if np.shape(keep_prob) != (network.n_maskable,):
-        raise ValueError(
-            f"keep_prob of shape {np.shape(keep_prob)}: network {network.name} has "
-            f"{network.n_maskable} maskable channels"
-        )
-    shapes = network.shapes(input_shape)
-    total = 0.0
-    # Probability that a channel is absent, by the groups that write it: {group: 1 - s}. Nodes
-    # without a group count as one that is never absent.
-    absent: dict[str, dict[str | None, np.ndarray]] = {INPUT: {None: np.zeros(network.in_channels)}}
-    for name, node in network.nodes.items():
-        reads = network.inputs[name]
-        channels = network.channels(name)
-        keep = network.own(name, keep_prob)
-        if isinstance(node, Add):
-            absent[name] = _merge(node, [absent[read] for read in reads])
-        elif isinstance(node, Shortcut):
-            come_in = {
-                group: _place(gone[node.take], node.place, channels)
-                for group, gone in absent[reads[0]].items()
-            }
-            absent[name] = _gate(node.group, keep, come_in)
-        elif isinstance(node, Unit):
-            if node.is_depthwise:
-                absent[name] = _gate(node.group, keep, absent[reads[0]])
-            else:
-                gone = np.zeros(channels) if keep is None else 1.0 - keep
-                absent[name] = {node.group: gone}
-            n_in, n_out = _expected_live(absent[reads[0]]), _expected_live(absent[name])
-            total += node.macs(shapes[reads[0]], n_in, n_out)
-        else:
-            # Flattened channels come once for every pixel.
-            absent[name] = {g: np.tile(p, channels // p.size) for g, p in absent[reads[0]].items()}
-    return float(total)
-
-
-def linear_macs_cost(network: Network, input_shape: Shape) -> tuple[np.ndarray, float]:
-    """What a channel costs: multiply-adds of its filters, one image, all inputs live.
-
-    costs_c = sum over the units that write channel c of oh ow kh kw c_in (a depthwise unit:
-    oh ow kh kw). expected_macs is bilinear, live inputs times live filters; with every input live
-    it becomes
-
-        constant + sum_c costs_c s_c >= expected_macs(network, input_shape, s)
-
-    Equal at s = 1, and a unit's share is equal wherever its inputs are all certain to be live: at a
-    uniform s = rho the bound falls as rho where the expectation falls as rho^2.
-
-    Differs: the paper's budget counts channels, whatever they cost.
-
-    Args:
-        network: any network.
-        input_shape: (h, w, c) of an image.
-
-    Returns:
-        ``(costs, constant)``: float64 (n_maskable,), >= 0, and the multiply-adds of units without a
-        group, such as the classifier. The sum of both is the dense count.
-
-    Raises:
-        ValueError: if the images don't fit.
-    """
-    shapes = network.shapes(input_shape)
-    numbers = np.arange(network.n_maskable)
-    costs, constant = np.zeros(numbers.size), 0.0
-    for name, unit in network.units().items():
-        source = network.inputs[name][0]
-        c_in, c_out = network.channels(source), network.channels(name)
-        own = network.own(name, numbers)
-        if own is None:
-            constant += unit.macs(shapes[source], c_in, c_out)
-        else:
-            costs[own] += unit.macs(shapes[source], c_in, 1)
-    return costs, float(constant)
-
-
-def _merge(node: Add, streams: list[dict[str | None, np.ndarray]]) -> dict[str | None, np.ndarray]:
-    """Absence, by group, of the sum of streams."""
-    merged: dict[str | None, np.ndarray] = {}
-    for stream, place in zip(streams, node.places or [None] * len(streams), strict=True):
-        for group, gone in stream.items():
-            gone = gone if place is None else _place(gone, place, node.channels)
-            # One group's mask decides for all that it writes; a padded stream may reach fewer
-            # channels than its group's other writers do.
-            merged[group] = np.minimum(gone, merged.get(group, 1.0))
-    return merged
-
-
-def _gate(
-    group: str | None, keep: np.ndarray | None, come_in: dict[str | None, np.ndarray]
-) -> dict[str | None, np.ndarray]:
-    """Absence behind a mask that passes on what comes in, channel by channel."""
-    if keep is None:
-        return come_in
-    own = come_in.get(group, np.ones_like(keep)) < 1.0  # the same mask let it in
-    others = np.prod([gone for g, gone in come_in.items() if g != group], axis=0)
-    return {group: 1.0 - keep * np.where(own, 1.0, 1.0 - others)}
-
-
-def _place(gone: np.ndarray, place: list[int], channels: int) -> np.ndarray:
-    placed = np.ones(channels)
-    placed[place] = gone
-    return placed
-
-
-def _expected_live(absent: dict[str | None, np.ndarray]) -> float:
-    return float((1.0 - np.prod(list(absent.values()), axis=0)).sum())
 
 
 def train_cost_saving(ratio: float, forwards: float = 2.0, backwards: float = 1.0) -> float:
@@ -319,11 +191,10 @@ def chain_rule_macs(
     # Not what `propagate` says: every filter is computed, so every live channel is read.
     live = reached(network, as_mask(network, mask))
     table = {}
-    for layer in count_macs(network, input_shape).layers:
-        unit = network.nodes[layer.name]
-        assert isinstance(unit, Unit)
-        source = network.inputs[layer.name][0]
-        n_in, n_out = int(live[source].sum()), int(live[layer.name].sum())
+    on_tape = _on_tape(network)
+    for name, unit in network.units().items():
+        source = network.inputs[name][0]
+        n_in, n_out = int(live[source].sum()), int(live[name].sum())
         every_in, every_out = unit.transform.c_in, unit.transform.c_out
         if unit.is_depthwise:  # a filter reads its own channel alone
             pairs = [(n_in, n_in), (n_out, n_out), (n_out, n_out)]
@@ -332,8 +203,8 @@ def chain_rule_macs(
         if dense_backward:
             pairs[1:] = [(every_in, every_out)] * 2
         counts = [images * round(unit.macs(shapes[source], *pair)) for pair in pairs]
-        counts[2] *= layer.input_gradient
-        table[layer.name] = dict(zip(PASSES, counts, strict=True))
+        counts[2] *= on_tape[source]
+        table[name] = dict(zip(PASSES, counts, strict=True))
     return table
 
 
@@ -346,11 +217,12 @@ def _kind(unit: Unit) -> str:
     return f"{name} {t.kernel}x{t.kernel}{stride}"  # type: ignore[union-attr]
 
 
-def _params(unit: Unit, n_in: int, n_out: int) -> int:
+def unit_params(unit: Unit, n_in: float, n_out: float) -> float:
+    """Parameters of a unit with n_in live inputs and n_out live filters, batch norm included."""
     t = unit.transform
-    weights = t.weight.size * n_out // t.c_out
+    weights = t.weight.size * n_out / t.c_out
     if not unit.is_depthwise:
-        weights = weights * n_in // t.c_in
+        weights *= n_in / t.c_in
     vectors = n_out * (2 * (unit.norm is not None) + (t.bias is not None))
     return weights + vectors if n_in else 0
 
@@ -360,7 +232,7 @@ def _on_tape(network: Network) -> dict[str, bool]:
     on_tape = {INPUT: False}
     for name, node in network.nodes.items():
         reads = network.inputs[name]
-        on_tape[name] = isinstance(node, Unit) or any(on_tape[read] for read in reads)
+        on_tape[name] = isinstance(node, (Unit, Norm)) or any(on_tape[read] for read in reads)
     return on_tape
 
 
@@ -369,8 +241,8 @@ def _activation_bytes(
 ) -> int:
     """Sum over what the tape saves: inputs of products, of batch norm, results of ReLU, pool taps.
 
-    A unit's input, batch norm's input (the convolution's output) and ReLU's output are kept, each
-    array once; max pooling keeps one byte a window.
+    A unit's input, batch norm's input (the convolution's output, or the stream) and ReLU's output
+    are kept, each array once; max pooling keeps one byte a window.
     """
 
     def numbers(name: str) -> int:
@@ -387,6 +259,8 @@ def _activation_bytes(
                 kept.add(_storage(network, source))
             if node.norm is not None:
                 total += FLOAT_BYTES * numbers(name)
+        if isinstance(node, Norm):
+            kept |= {_storage(network, network.inputs[name][0]), name}
         if isinstance(node, (Unit, Add)) and node.relu:
             kept.add(name)
         if isinstance(node, Pool) and node.how == "max" and on_tape[network.inputs[name][0]]:

@@ -23,7 +23,7 @@ from minicst.methods.trace import StepTrace
 from minicst.models import build
 from minicst.nn import clone
 from minicst.sparse import count_macs, cut, top_k_mask
-from minicst.sparse.accounting import expected_macs, linear_macs_cost
+from minicst.sparse.expected import expected_macs, linear_macs_cost
 
 SHAPE = (8, 8, 1)
 

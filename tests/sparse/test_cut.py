@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import minicst.functional as F
-from minicst.models import build
+from minicst.models import ARCHITECTURES, build
 from minicst.nn import INPUT, Add, ChannelNoise, Flatten, Network, Pool, Unit, clone
 from minicst.optim import SGD, Adam
 from minicst.sparse import subnetwork
@@ -26,13 +26,21 @@ CHAINS = {
     "vgg16": (0.0625, 32),
     "vgg19": (0.0625, 32),
     "mlp": (0.25, 6),
+    "mobilenetv1": (0.25, 64),
 }
-RESNETS = {"resnet20": (0.375, 8), "resnet32": (0.25, 8), "resnet56": (0.25, 8)}
+RESNETS = {
+    "resnet20": (0.375, 8),
+    "resnet32": (0.25, 8),
+    "resnet56": (0.25, 8),
+    "wrn-28-10": (0.03, 8),
+    "resnet50": (0.0625, 64),
+}
 CASES = [(name, "tied", "B") for name in CHAINS] + [
     (name, residual, shortcut)
     for name in RESNETS
     for residual in ("tied", "independent")
     for shortcut in "AB"
+    if shortcut == "B" or "shortcut" in ARCHITECTURES[name].takes
 ]
 RESIDUAL = [case for case in CASES if case[0] == "resnet20"]
 
@@ -54,12 +62,11 @@ def network_of(name, residual="tied", shortcut="B", dtype=np.float64, seed=0, wi
 def stir(network, seed=0):
     """Give batch norm numbers that differ from channel to channel: a leak of beta then shows."""
     rng = np.random.default_rng(seed)
-    for unit in network.units().values():
-        if unit.norm is not None:
-            unit.norm.gamma.data[...] = rng.uniform(0.5, 1.5, unit.norm.gamma.shape)
-            unit.norm.beta.data[...] = rng.normal(0.2, 0.5, unit.norm.beta.shape)
-            unit.norm.running_mean[...] = rng.normal(0, 0.5, unit.norm.gamma.shape)
-            unit.norm.running_var[...] = rng.uniform(0.5, 1.5, unit.norm.gamma.shape)
+    for norm in network.norms().values():
+        norm.gamma.data[...] = rng.uniform(0.5, 1.5, norm.gamma.shape)
+        norm.beta.data[...] = rng.normal(0.2, 0.5, norm.beta.shape)
+        norm.running_mean[...] = rng.normal(0, 0.5, norm.gamma.shape)
+        norm.running_var[...] = rng.uniform(0.5, 1.5, norm.gamma.shape)
     return network
 
 
@@ -174,14 +181,36 @@ def test_other_optimizers(case, optimizer):
     compare(network, masks, OPTIMIZERS[optimizer], batch_of(side))
 
 
+def same_side_of_every_relu(network, mask, x):
+    """Whether no activation lies so close to 0 that the two forms round it to different sides."""
+    positive = []
+    for form, live in (
+        (cut(network, mask), None),
+        (masked(network, mask), propagate(network, mask)),
+    ):
+        seen = {}
+
+        def look(name, out, seen=seen):
+            seen[name] = int((out.data > 0).sum())
+            return out
+
+        form.network(x, training=True, track=False, live=live, gate=look)
+        positive.append(seen)
+    return all(positive[1][name] == count for name, count in positive[0].items())
+
+
 @pytest.mark.parametrize("case", CASES, ids="-".join)
 def test_float32(case):
     # The narrowest networks amplify rounding most: few channels share it.
-    width = 0.5 if case[0] in RESNETS else 0.25
+    width = {"wrn-28-10": 0.1, "resnet50": 0.25}.get(case[0], 0.5 if case[0] in RESNETS else 0.25)
     network, side = network_of(*case, dtype=np.float32, width=width)
     layers = sum(unit.is_conv for unit in network.units().values())
     mask = random_mask(network, 0.5, np.random.default_rng(3))
-    batch = batch_of(16 if case[0] in RESNETS else side, n=8, dtype=np.float32)
+    side = max(side, 16) if case[0] in RESNETS else side
+    # One ReLU that rounding puts on the other side moves a deep network's gradients by percents:
+    # float32 differs as much from float64 there, in either form.
+    batches = (batch_of(side, n=8, dtype=np.float32, seed=seed) for seed in range(1, 21))
+    batch = next(b for b in batches if same_side_of_every_relu(network, mask, b[0]))
     compare(network, [mask], None, batch, 1e-5, 1e-5 if layers <= 16 else 5e-3)
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minicst.models import NETWORKS, build
+from minicst.models import ARCHITECTURES, NETWORKS, build
 from minicst.nn import INPUT, Add, Flatten, GlobalPool, Network, Pool, Shortcut, Unit
 from minicst.sparse.liveness import as_mask, minimum_live, propagate, repair, spine
 from minicst.sparse.subnetwork import cut
@@ -19,7 +19,8 @@ VARIANTS = [
     for name in NETWORKS
     for residual in ("tied", "independent")
     for shortcut in "AB"
-    if name.startswith("resnet") or (residual, shortcut) == ("tied", "B")
+    if residual == "tied" or "residual" in ARCHITECTURES[name].takes
+    if shortcut == "B" or "shortcut" in ARCHITECTURES[name].takes
 ]
 FAST = settings(max_examples=8, deadline=None, derandomize=True, database=None)
 _cache = {}
