@@ -1,4 +1,4 @@
-"""The command line: `minicst train | step | macs | info | planted | variance | bench`."""
+"""The command line: `minicst train | recipes | step | macs | graph | planted | ...`."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from rich.console import Console
 
 from minicst.bench import BenchSettings
 from minicst.counts import MacsSettings
+from minicst.graph import GraphSettings
 from minicst.info import InfoSettings
 from minicst.inspect_step import StepSettings
 from minicst.planted import PlantedSettings
+from minicst.recipe_table import RecipesSettings
 from minicst.settings import TrainSettings
 from minicst.tables import console as new_console
 from minicst.tables import table as new_table
@@ -28,13 +30,15 @@ ERROR = 2
 INTERRUPTED = 130
 
 
-def command_type(preset: str | None) -> Any:
-    """Return the union of all commands; a preset changes the defaults of train."""
-    train = tyro.conf.subcommand("train", default=TrainSettings.of_preset(preset))
+def command_type(preset: str | None, recipe: str | None = None) -> Any:
+    """Return the union of all commands; preset and recipe change the defaults of train."""
+    train = tyro.conf.subcommand("train", default=TrainSettings.of_preset(preset, recipe))
     return (
         Annotated[TrainSettings, train]
+        | Annotated[RecipesSettings, tyro.conf.subcommand("recipes")]
         | Annotated[StepSettings, tyro.conf.subcommand("step")]
         | Annotated[MacsSettings, tyro.conf.subcommand("macs")]
+        | Annotated[GraphSettings, tyro.conf.subcommand("graph")]
         | Annotated[PlantedSettings, tyro.conf.subcommand("planted")]
         | Annotated[VarianceSettings, tyro.conf.subcommand("variance")]
         | Annotated[BenchSettings, tyro.conf.subcommand("bench")]
@@ -42,12 +46,12 @@ def command_type(preset: str | None) -> Any:
     )
 
 
-def given_preset(arguments: list[str]) -> str | None:
-    """Find the value of --preset, which must be known before the rest is parsed."""
+def given(option: str, arguments: list[str]) -> str | None:
+    """Find the value of --preset or --recipe, which must be known before the rest is parsed."""
     for i, argument in enumerate(arguments):
-        if argument == "--preset" and i + 1 < len(arguments):
+        if argument == option and i + 1 < len(arguments):
             return arguments[i + 1]
-        if argument.startswith("--preset="):
+        if argument.startswith(f"{option}="):
             return argument.split("=", 1)[1]
     return None
 
@@ -59,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
     debug = "--debug" in arguments
     try:
         command: Any = tyro.cli(
-            command_type(given_preset(arguments)),
+            command_type(given("--preset", arguments), given("--recipe", arguments)),
             args=arguments,
             prog="minicst",
             description="Completely sparse training of channel-sparse networks, from scratch.",
@@ -95,6 +99,11 @@ def run(command: Any, console: Console) -> int:
     """Run a parsed command."""
     if isinstance(command, TrainSettings):
         return run_train(command, console)
+    if isinstance(command, RecipesSettings):
+        from minicst.recipe_table import print_recipes
+
+        print_recipes(console, command)
+        return 0
     if isinstance(command, StepSettings):
         return _step(command, console)
     if isinstance(command, MacsSettings):
@@ -106,6 +115,8 @@ def run(command: Any, console: Console) -> int:
         else:
             print_counts(console, counts)
         return 0
+    if isinstance(command, GraphSettings):
+        return _graph(command, console)
     if isinstance(command, PlantedSettings):
         return _planted(command, console)
     if isinstance(command, VarianceSettings):
@@ -217,6 +228,14 @@ def _step(settings: StepSettings, console: Console) -> int:
         arrays: dict[str, Any] = step_arrays(job, trace)
         with open(settings.save, "wb") as file:
             np.savez(file, **arrays)
+    return 0
+
+
+def _graph(settings: GraphSettings, console: Console) -> int:
+    from minicst.graph import save_graph
+
+    _check_target(settings.out, "--out")
+    _print_plain(console, f"picture {save_graph(settings)}")
     return 0
 
 

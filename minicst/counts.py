@@ -10,10 +10,12 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from minicst.models import ANY_SIZE, build
+from minicst.models import ARCHITECTURES, build
+from minicst.nn import Network
+from minicst.nn.node import Shape
 from minicst.randomness import rng_for
 from minicst.sparse.accounting import count_macs
-from minicst.sparse.expected import expected_macs
+from minicst.sparse.expected import expected_counts, keep_rate_for
 from minicst.sparse.liveness import repair
 from minicst.sparse.masks import sample_mask
 from minicst.tables import table as new_table
@@ -27,8 +29,12 @@ class MacsSettings:
     """Network, as in train."""
     keep_rate: float = 0.5
     """Uniform keep probability for the expected and the sampled count, in (0, 1]."""
-    num_classes: int = 10
-    """Outputs of the classifier."""
+    keep_macs: str | None = None
+    """Find the keep rate whose expected MACs are this share, as 8.7% or .087, in (0, 1]."""
+    keep_params: str | None = None
+    """The same for a share of the parameters."""
+    num_classes: int | None = None
+    """Outputs of the classifier; 10 by default, 1000 for ImageNet's networks."""
     width: float = 1.0
     """Multiplies every hidden channel count."""
     shortcut: Literal["A", "B"] = "B"
@@ -36,7 +42,7 @@ class MacsSettings:
     residual: Literal["tied", "independent"] = "tied"
     """Masks at residual adds."""
     input: str | None = None
-    """Images as CxHxW; 3x32x32 by default, 1x28x28 for vgg-tiny, vgg-small and mlp."""
+    """Images as CxHxW; those of the network's published counts by default, as 3x32x32."""
     seed: int = 0
     """Of the sampled mask."""
     json: bool = False
@@ -60,34 +66,83 @@ def parse_input(text: str) -> tuple[int, int, int]:
     return h, w, c
 
 
-def count(settings: MacsSettings) -> dict[str, Any]:
-    """Count everything.
+def network_and_shape(settings: Any) -> tuple[Network, Shape]:
+    """Build the network of a command's settings; return it and the shape (h, w, c) of its images.
+
+    Args:
+        settings: with network, num_classes, width, shortcut, residual and input, where None stands
+            for what the network's published counts are for.
 
     Raises:
         ValueError: if a setting is impossible.
     """
-    if not 0.0 < settings.keep_rate <= 1.0:
-        raise ValueError(
-            f"keep rate {settings.keep_rate}: it is the share of channels that are kept, in (0, 1]"
-        )
-    default = "1x28x28" if settings.network in ANY_SIZE else "3x32x32"
-    h, w, c = parse_input(settings.input or default)
-    if settings.network == "mlp" and h != w:
+    name = settings.network
+    if name not in ARCHITECTURES:
+        raise ValueError(f"unknown network '{name}': choose one of {', '.join(ARCHITECTURES)}")
+    known, classes = ARCHITECTURES[name], settings.num_classes
+    h, w, c = known.image if settings.input is None else parse_input(settings.input)
+    if name == "mlp" and h != w:
         raise ValueError(f"--input {settings.input}: mlp takes square images")
     network = build(
-        settings.network,
-        num_classes=settings.num_classes,
+        name,
+        num_classes=known.num_classes if classes is None else classes,
         in_channels=c,
         width=settings.width,
         residual=settings.residual,
         shortcut=settings.shortcut,
         image_size=h,
     )
-    shape = (h, w, c)
-    keep_prob = np.full(network.n_maskable, settings.keep_rate)
+    network.shapes((h, w, c))
+    return network, (h, w, c)
+
+
+def parse_share(text: str, option: str) -> float:
+    """'8.7%' or '.087' -> .087.
+
+    Raises:
+        ValueError: if it isn't a number in (0, 1], or a percentage in (0, 100].
+    """
+    try:
+        share = float(text.rstrip("% ")) / (100.0 if "%" in text else 1.0)
+    except ValueError:
+        share = float("nan")
+    if not 0.0 < share <= 1.0:
+        raise ValueError(f"{option} {text}: a share in (0, 1] is needed, as 8.7% or 0.087")
+    return share
+
+
+def keep_rate_of(settings: Any, network: Network, shape: Shape) -> float:
+    """Return the keep rate of settings with keep_rate, keep_macs and keep_params.
+
+    Raises:
+        ValueError: if both shares are given, or one is impossible.
+    """
+    if settings.keep_macs is not None and settings.keep_params is not None:
+        raise ValueError("--keep-macs and --keep-params both set the keep rate: give one of them")
+    for option, of in (("--keep-macs", "macs"), ("--keep-params", "params")):
+        text = getattr(settings, option[2:].replace("-", "_"))
+        if text is not None:
+            return keep_rate_for(network, shape, parse_share(text, option), of)
+    return settings.keep_rate
+
+
+def count(settings: MacsSettings) -> dict[str, Any]:
+    """Count everything.
+
+    Raises:
+        ValueError: if a setting is impossible.
+    """
+    network, shape = network_and_shape(settings)
+    keep_rate = keep_rate_of(settings, network, shape)
+    if not 0.0 < keep_rate <= 1.0:
+        raise ValueError(
+            f"keep rate {keep_rate}: it is the share of channels that are kept, in (0, 1]"
+        )
+    keep_prob = np.full(network.n_maskable, keep_rate)
     drawn = sample_mask(keep_prob, rng_for(settings.seed, "macs"))
     mask, _ = repair(network, drawn, keep_prob)
     dense, sampled = count_macs(network, shape), count_macs(network, shape, mask)
+    params_expected, macs_expected = expected_counts(network, shape, keep_prob)
     layers = [
         {
             "name": full.name,
@@ -105,18 +160,19 @@ def count(settings: MacsSettings) -> dict[str, Any]:
     ]
     return {
         "network": settings.network,
-        "input": [c, h, w],
-        "num_classes": settings.num_classes,
+        "input": [shape[2], shape[0], shape[1]],
+        "num_classes": network.num_classes,
         "width": settings.width,
         "residual": settings.residual,
         "shortcut": settings.shortcut,
-        "keep_rate": settings.keep_rate,
+        "keep_rate": keep_rate,
         "params": dense.params,
+        "params_expected": params_expected,
         "params_sampled": sampled.params,
         "channels": network.n_maskable,
         "channels_sampled": int(mask.sum()),
         "macs": dense.macs,
-        "macs_expected": expected_macs(network, shape, keep_prob),
+        "macs_expected": macs_expected,
         "macs_sampled": sampled.macs,
         "flops": 2 * dense.macs,
         "activation_bytes": dense.activation_bytes,
@@ -145,7 +201,7 @@ def print_counts(console: Console, counts: dict[str, Any]) -> None:
             f"{layer['c_in_sampled']}→{layer['c_out_sampled']}",
             f"{layer['macs_sampled']:,}",
         )
-    table.caption = f"* one mask sampled at keep rate {counts['keep_rate']:g}"
+    table.caption = f"* one mask sampled at keep rate {counts['keep_rate']:.4g}"
     console.print(table)
     totals = Table.grid(padding=(0, 2))
     totals.add_column()
@@ -158,11 +214,13 @@ def print_counts(console: Console, counts: dict[str, Any]) -> None:
         totals.add_row(label, f"{number:,.0f}{unit}", share)
 
     row("parameters", counts["params"], None)
+    at = f"  expected at keep rate {counts['keep_rate']:.4g}"
+    row(at, counts["params_expected"], counts["params"])
     row("  of the sampled mask", counts["params_sampled"], counts["params"])
     row("maskable channels", counts["channels"], None)
     row("  of the sampled mask", counts["channels_sampled"], counts["channels"])
     row("MACs, dense (forward, one image)", macs, None)
-    row(f"  expected at keep rate {counts['keep_rate']:g}", counts["macs_expected"], macs)
+    row(at, counts["macs_expected"], macs)
     row("  of the sampled mask", counts["macs_sampled"], macs)
     row("FLOPs = 2 x MACs, dense", counts["flops"], None)
     row("activations held for backward, one image", counts["activation_bytes"], None, " bytes")

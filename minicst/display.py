@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console, Group
@@ -13,6 +14,8 @@ from rich.text import Text
 
 from minicst.job import Job
 from minicst.methods.trace import StepTrace
+from minicst.recipes import find_recipe
+from minicst.settings import TrainSettings
 from minicst.tables import table as new_table
 
 
@@ -65,6 +68,8 @@ class LiveDisplay:
             f"{n} maskable channels, {human(dense.macs)}MACs an image dense; "
             f"{job.plan.total_steps} steps"
         )
+        if (note := recipe_note(s)) is not None:
+            self.console.print(note)
         total = job.plan.total_steps
         self._task = self._progress.add_task(s.network, total=total, completed=job.method.step)
         if self.console.is_terminal:
@@ -123,6 +128,24 @@ class LiveDisplay:
         return Text("\n".join(f"  {line}" for line in lines))
 
 
+def recipe_note(settings: TrainSettings) -> str | None:
+    """Say which recipe is run, what was changed, and whether it is a trial; None: no recipe."""
+    if settings.recipe is None:
+        return None
+    recipe, plain = find_recipe(settings.recipe), asdict(settings)
+    changed = {**recipe.changes(plain), **({"limit": settings.limit} if settings.limit else {})}
+    note = f"recipe {recipe.name} ({recipe.where})"
+    if changed:
+        options = (f"--{key.replace('_', '-')} {value}" for key, value in changed.items())
+        note += f", changed: {', '.join(options)}"
+    if recipe.is_trial(plain):
+        note += (
+            f". A trial run, {settings.epochs} of {recipe.settings['epochs']} epochs: it shows "
+            "that the recipe runs; its numbers don't compare with the paper's"
+        )
+    return note
+
+
 def final_table(summary: dict[str, Any], controls: dict[str, dict[str, Any]]) -> Table:
     """Build the table at the end of a run."""
     table = new_table(
@@ -131,7 +154,9 @@ def final_table(summary: dict[str, Any], controls: dict[str, dict[str, Any]]) ->
     )
     n = summary["test_images"]
     table.add_row(
-        f"test accuracy, final network, {n} images", f"{summary['test_accuracy']:.1%}", ""
+        f"{summary.get('evaluated_on', 'test')} accuracy, final network, {n} images",
+        f"{summary['test_accuracy']:.1%}",
+        "",
     )
     samples = summary["test_accuracy_samples"]
     if samples:
@@ -142,7 +167,9 @@ def final_table(summary: dict[str, Any], controls: dict[str, dict[str, Any]]) ->
         )
     for key, label in (("params", "parameters left"), ("macs", "MACs left, forward, an image")):
         part, whole = summary[key], summary[f"{key}_dense"]
-        table.add_row(label, f"{part:,}", f"{part / whole:.1%} of {whole:,}")
+        aim = summary.get(f"keep_{key}")
+        aimed = "" if aim is None else f", aimed at {aim}"
+        table.add_row(f"{label}{aimed}", f"{part:,}", f"{part / whole:.1%} of {whole:,}")
     table.add_section()
     table.add_row(
         "training cost by the paper's formula",
@@ -174,6 +201,20 @@ def final_table(summary: dict[str, Any], controls: dict[str, dict[str, Any]]) ->
             human(summary["macs_expected"]),
             f"{human(summary['macs_bound'])}, {summary['macs_bound'] / summary['macs_dense']:.1%}",
         )
+    if summary.get("recipe") is not None:
+        recipe = summary["recipe"]
+        paper = {key: value for key, value in recipe["paper"].items() if value is not None}
+        signs = {
+            "accuracy": "accuracy {:g} %",
+            "params": "parameters {:g} %",
+            "macs": "MACs {:g} %",
+        }
+        printed = ", ".join(signs[key].format(paper[key]) for key in signs if key in paper)
+        saving = f"saving {paper['saving']:g}x" if "saving" in paper else ""
+        table.add_section()
+        table.add_row(f"paper, {recipe['where']}", printed or "prints no number", saving)
+        if recipe["trial"]:
+            table.add_row("  this was a trial run: not to be compared with it", "", "")
     if controls:
         table.add_section()
         for name, control in controls.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 import minicst.functional as F
 from minicst.autograd import Tensor
 from minicst.backend import get_backend
+from minicst.counts import keep_rate_of
 from minicst.data import Batch, Dataset, Loader, load_dataset, test_loader, train_loader
 from minicst.methods import METHODS
 from minicst.methods.base import Method, Plan, build_optimizer
@@ -20,7 +21,7 @@ from minicst.methods.chain_rule import GumbelSoftmax, StraightThrough
 from minicst.methods.completely_sparse import CompletelySparse
 from minicst.methods.dense import Dense, FixedMask, Narrow
 from minicst.methods.trace import StepTrace
-from minicst.models import ANY_SIZE, build
+from minicst.models import ARCHITECTURES, build
 from minicst.nn import ChannelNoise, Network, clone
 from minicst.randomness import rng_for
 from minicst.settings import TrainSettings
@@ -158,6 +159,17 @@ def model_options(settings: TrainSettings, dataset: Dataset) -> dict[str, Any]:
     }
 
 
+def limit_test(dataset: Dataset, limit: int) -> Dataset:
+    """Return the data set with at most so many test images, evenly spaced over all of them."""
+    n = len(dataset.test_labels)
+    if limit >= n:
+        return dataset
+    chosen = np.arange(limit) * n // limit
+    images = dataset.test_images
+    few = images[chosen] if isinstance(images, np.ndarray) else images.subset(chosen)
+    return replace(dataset, test_images=few, test_labels=dataset.test_labels[chosen])
+
+
 def plant(network: Network, seed: int) -> None:
     """Replace half of the channels of every maskable unit by noise, drawn from `seed`."""
     for name, unit in network.units().items():
@@ -180,14 +192,32 @@ def prepare(settings: TrainSettings, target_macs: float | None = None) -> Job:
     """
     settings.check()
     get_backend(settings.device, settings.threads)
-    pad_to = None if settings.network in ANY_SIZE else 32
-    dataset = load_dataset(settings.data, pad_to, settings.data_dir, settings.limit)
+    if settings.network not in ARCHITECTURES:
+        raise ValueError(
+            f"unknown network '{settings.network}': choose one of {', '.join(ARCHITECTURES)}"
+        )
+    known = ARCHITECTURES[settings.network]
+    dataset = load_dataset(
+        settings.data,
+        None if known.any_size or settings.data == "folder" else known.image[0],
+        settings.data_dir,
+        settings.limit,
+        verify=settings.verify,
+        validation=settings.validation,
+        image_size=settings.image_size,
+    )
+    test_limit = settings.test_limit or (settings.limit if settings.recipe else None)
+    if test_limit is not None:
+        dataset = limit_test(dataset, test_limit)
     # Mirrored digits are other signs or none, so they are never flipped.
-    augment = "none" if settings.data == "digits" else settings.augment
+    augment = "none" if settings.data in ("digits", "mnist") else settings.augment
     loader = train_loader(dataset, settings.batch_size, settings.seed, augment)
     options = model_options(settings, dataset)
     network = build(**options)
     network.shapes(dataset.input_shape)
+    if settings.method != Dense.name:
+        keep_rate = keep_rate_of(settings, network, dataset.input_shape)
+        settings = replace(settings, keep_rate=keep_rate)
     if settings.planted:
         plant(network, settings.seed)
     search_epochs = settings.epochs - round(settings.epochs * settings.fine_tune)

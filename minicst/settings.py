@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import tyro
 
 from minicst.methods.base import Hyper
+from minicst.recipes import find_recipe
 
 
 @dataclass(frozen=True)
@@ -16,15 +17,31 @@ class TrainSettings:
     """Train a network; by default a small VGG on Fashion-MNIST images by Algorithm 1."""
 
     network: str = "vgg-small"
-    """vgg-tiny, vgg-small, vgg11, vgg16, vgg19, resnet20, resnet32, resnet56 or mlp."""
+    """vgg-tiny, vgg-small, vgg11, vgg16, vgg19, resnet20, resnet32, resnet56, wrn-28-10, resnet50,
+    mobilenetv1 or mlp."""
     data: str = "fashion"
-    """fashion (28x28 grey, real), digits (8x8 grey, real), shapes32 (32x32 color, synthetic) or
-    cifar10 (32x32 color, real; needs --data-dir).
-    All but vgg-tiny, vgg-small and mlp get images zero-padded to 32x32."""
+    """In the package: fashion (28x28 grey, real), digits (8x8 grey, real), shapes32 (32x32 color,
+    synthetic). Downloaded, or from --data-dir: cifar10, cifar100, mnist, fashion-mnist. From
+    --data-dir only: folder (train/CLASS/*.jpg and val/CLASS/*.jpg, as ImageNet) and npz.
+    VGG-11 to 19 and the CIFAR ResNets get smaller images zero-padded to 32x32."""
     data_dir: Path | None = None
-    """Folder with cifar-10-batches-bin (the binary version of CIFAR-10), or that folder."""
+    """Where the data set's files are already: its folder or the archive; for npz the file."""
+    verify: bool = True
+    """Check files against the published checksums and sizes."""
     limit: int | None = None
-    """Train on the first so many training images only, as they come: classes not balanced."""
+    """Train on the first so many training images only, as they come: classes not balanced. Of a
+    folder, so many spread evenly over all."""
+    test_limit: int | None = None
+    """Evaluate on so many test images only, evenly spaced. All by default, but as many as --limit
+    in the trial run of a recipe."""
+    validation: float = 0.0
+    """Share of the training images, in [0, 1), the same for every seed, that is held out and takes
+    the place of the test images: for choosing settings."""
+    image_size: int = 224
+    """Side that the images of --data folder are cropped to."""
+    recipe: str | None = None
+    """Settings of a row of the paper's tables, by name: `minicst recipes` lists them. Whatever is
+    given beside it wins."""
     method: str = "completely-sparse"
     """completely-sparse (Algorithm 1), ste or gumbel (keep_prob by the chain rule, at dense cost),
     dense, or the controls fixed-mask and narrow."""
@@ -34,6 +51,10 @@ class TrainSettings:
     sets the defaults of these settings; whatever is given beside it wins."""
     keep_rate: float = 0.5
     """Share of the maskable channels kept on average: rho, in (0, 1]."""
+    keep_macs: str | None = None
+    """Instead of --keep-rate: share of the MACs, as 8.7%; finds the rate at which to expect it."""
+    keep_params: str | None = None
+    """The same for a share of the parameters."""
     budget_in: Literal["channels", "macs"] = "channels"
     """What keep_prob may spend: channels (the paper's), or multiply-adds of each channel's filters
     at dense input, of which it gets the share --keep-rate: an upper bound on the expected ones."""
@@ -102,8 +123,9 @@ class TrainSettings:
     """Passes over the training images."""
     batch_size: int = 64
     """Images a step."""
-    augment: Literal["none", "crop-flip"] = "crop-flip"
-    """Random crops and left-right flips (not for digits), or images as they are."""
+    augment: Literal["none", "crop-flip", "resized-crop"] = "crop-flip"
+    """Random crops and left-right flips (not for digits, mnist), or images as they are. Images of a
+    folder get random-resized crops and flips by either name."""
     recalibration_batches: int = 16
     """Training batches over which batch norm's statistics are averaged for a final network."""
     dense_probes: int = 12
@@ -157,17 +179,21 @@ class TrainSettings:
         return cls(**data)
 
     @classmethod
-    def of_preset(cls, preset: str | None, **changes: Any) -> TrainSettings:
-        """Settings with a preset's values as defaults, and `changes` on top.
+    def of_preset(cls, preset: str | None, recipe: str | None = None, **changes: Any) -> Self:
+        """Settings with a preset's and a recipe's values as defaults, and `changes` on top.
 
         Raises:
-            ValueError: for an unknown preset.
+            ValueError: for an unknown preset or recipe.
         """
-        if preset is None:
-            return cls(**changes)
-        if preset not in PRESETS:
-            raise ValueError(f"unknown preset '{preset}': choose {' or '.join(PRESETS)}")
-        return cls(**{"preset": preset, **PRESETS[preset], **changes})
+        defaults: dict[str, Any] = {}
+        if recipe is not None:
+            defaults = {"recipe": recipe, **find_recipe(recipe).settings}
+            preset = preset or defaults.get("preset")
+        if preset is not None:
+            if preset not in PRESETS:
+                raise ValueError(f"unknown preset '{preset}': choose {' or '.join(PRESETS)}")
+            defaults = {**PRESETS[preset], **defaults, "preset": preset}
+        return cls(**{**defaults, **changes})
 
     def check(self) -> None:
         """Check what needs no network.
@@ -177,6 +203,9 @@ class TrainSettings:
         """
         rules = [
             ("epochs", self.epochs >= 1, "at least 1"),
+            ("test_limit", self.test_limit is None or self.test_limit >= 1, "at least 1"),
+            ("validation", 0.0 <= self.validation < 1.0, "a share of the images in [0, 1)"),
+            ("image_size", self.image_size >= 1, "at least 1"),
             ("batch_size", self.batch_size >= 2, "at least 2 (batch norm needs two images)"),
             ("fine_tune", 0.0 <= self.fine_tune < 1.0, "a share of the epochs in [0, 1)"),
             ("keep_prob_floor", 0.0 <= self.keep_prob_floor < 0.5, "in [0, 0.5)"),

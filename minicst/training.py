@@ -22,6 +22,7 @@ from minicst.methods.completely_sparse import CompletelySparse
 from minicst.methods.dense import FixedMask, Narrow
 from minicst.methods.trace import StepTrace
 from minicst.nn import Network
+from minicst.recipes import find_recipe
 from minicst.settings import TrainSettings
 from minicst.sparse.accounting import count_macs
 from minicst.sparse.expected import expected_macs
@@ -222,6 +223,13 @@ def summarize(job: Job, network: Network) -> dict[str, Any]:
         "epochs": settings.epochs,
         "steps": totals.steps,
         "keep_rate": settings.keep_rate,
+        "keep_macs": settings.keep_macs,
+        "keep_params": settings.keep_params,
+        "recipe": None
+        if settings.recipe is None
+        else find_recipe(settings.recipe).summary(asdict(settings)),
+        "evaluated_on": job.dataset.evaluated_on,
+        "data_source": job.dataset.source,
         "estimator": settings.estimator if settings.method == CompletelySparse.name else None,
         "test_images": len(job.dataset.test_labels),
         "test_accuracy": accuracy,

@@ -1,0 +1,265 @@
+"""Recipes: every row of the paper's tables, and our grid for its figures, ready to train by name.
+
+`minicst train --recipe NAME` takes a recipe's settings as defaults; whatever is given beside it
+wins. Each setting says where it comes from: the paper's App. B; its released code, or the recipe of
+the work that its ImageNet baseline equals, where the paper is silent; or us.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+PAPER = "paper, App. B"
+TABLE = "paper, its table"
+REMARK_5 = "paper, Remark 5"
+RELEASED = "released code"
+# The paper's "Original" accuracy on ImageNet is that of this work; both build on the same code.
+STR = "Kusupati et al. 2020 (STR), its ResNet-50 configuration"
+OURS = "ours"
+
+
+@dataclass(frozen=True)
+class PaperRow:
+    """What the paper prints. None: it prints no number.
+
+    Attributes:
+        accuracy: Top-1 validation accuracy, in percent.
+        params: parameters, in percent of dense.
+        macs: "FLOPs", in percent of dense.
+        saving: train-cost saving by its formula, times.
+    """
+
+    accuracy: float | None = None
+    params: float | None = None
+    macs: float | None = None
+    saving: float | None = None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One run.
+
+    Attributes:
+        name: of the recipe.
+        where: table, section or figure of the paper.
+        settings: {field of TrainSettings: value}.
+        origin: {field: where the value comes from}.
+        paper: what the paper prints for it.
+        ours: the point itself is ours: the paper shows a curve without numbers.
+    """
+
+    name: str
+    where: str
+    settings: dict[str, Any]
+    origin: dict[str, str]
+    paper: PaperRow = field(default_factory=PaperRow)
+    ours: bool = False
+
+    @property
+    def aim(self) -> str:
+        """What is kept: a share of the MACs, a keep rate, or everything."""
+        if self.settings["method"] == "dense":
+            return "dense"
+        if "keep_macs" in self.settings:
+            return f"{self.settings['keep_macs']} of MACs"
+        return f"rho {self.settings['keep_rate']:g}"
+
+    def changes(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """Settings that differ from the recipe's: {field: value of the run}."""
+        return {
+            key: settings[key] for key, value in self.settings.items() if settings[key] != value
+        }
+
+    def is_trial(self, settings: dict[str, Any]) -> bool:
+        """Whether a run is too short to be compared: fewer epochs, or a part of the images."""
+        return settings["epochs"] < self.settings["epochs"] or settings["limit"] is not None
+
+    def summary(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """Part of summary.json: the row, what was changed, whether it is a trial."""
+        return {
+            "name": self.name,
+            "where": self.where,
+            "aim": self.aim,
+            "paper": vars(self.paper),
+            "changed": self.changes(settings),
+            "trial": self.is_trial(settings),
+        }
+
+
+# {field: (value, where from)}; no warm-up and no label smoothing: App. B marks both with a cross.
+_CIFAR: dict[str, tuple[Any, str]] = {
+    "batch_size": (256, PAPER),
+    "optimizer": ("sgd", PAPER),
+    "lr": (0.1, PAPER),
+    "momentum": (0.9, PAPER),
+    "warmup": (0.0, PAPER),
+    "label_smoothing": (0.0, PAPER),
+    "epochs": (300, RELEASED),
+    "schedule": ("cosine", RELEASED),
+    "weight_decay": (5e-4, RELEASED),
+    "augment": ("crop-flip", RELEASED),
+}
+_IMAGENET: dict[str, tuple[Any, str]] = {
+    "data": ("folder", OURS),
+    "image_size": (224, OURS),
+    "batch_size": (256, PAPER),
+    "optimizer": ("sgd", PAPER),
+    "lr": (0.256, PAPER),
+    "momentum": (0.875, PAPER),
+    "label_smoothing": (0.1, PAPER),
+    "warmup": (5 / 100, STR),  # App. B says yes, not how long
+    "epochs": (100, STR),
+    "schedule": ("cosine", STR),
+    "weight_decay": (3.0517578125e-5, STR),
+    "augment": ("resized-crop", STR),
+}
+# Algorithm 1. The released code masks every convolution, each with masks of its own.
+_SPARSE: dict[str, tuple[Any, str]] = {
+    "method": ("completely-sparse", TABLE),
+    "preset": ("paper", PAPER),
+    "keep_prob_optimizer": ("adam", PAPER),
+    "keep_prob_lr": (12e-3, PAPER),
+    "keep_prob_schedule": ("cosine", RELEASED),
+}
+_DENSE: dict[str, tuple[Any, str]] = {"method": ("dense", TABLE)}
+_WIDE_32 = {"width": (2.0, REMARK_5), "shortcut": ("B", RELEASED)}
+
+# Networks as the tables name them: {network: (further settings, where they come from)}.
+_NETWORKS: dict[str, dict[str, tuple[Any, str]]] = {
+    "vgg16": {},
+    "vgg19": {},
+    "resnet20": {"shortcut": ("B", RELEASED), "residual": ("independent", RELEASED)},
+    "resnet32": {**_WIDE_32, "residual": ("independent", RELEASED)},
+    "wrn-28-10": {"residual": ("independent", RELEASED)},
+    "resnet50": {"residual": ("independent", RELEASED)},
+    "mobilenetv1": {},
+}
+# Ours: the figures have curves without numbers.
+GRID = (0.75, 0.5, 0.375, 0.25, 0.1875, 0.125)
+
+
+def _recipe(
+    name: str,
+    where: str,
+    network: str,
+    data: str,
+    keep: dict[str, tuple[Any, str]],
+    paper: PaperRow | None = None,
+    ours: bool = False,
+) -> Recipe:
+    base = _IMAGENET if data == "folder" else {**_CIFAR, "data": (data, TABLE)}
+    method = _SPARSE if keep else _DENSE
+    known = {"network": (network, TABLE), **base, **_NETWORKS[network], **method, **keep}
+    return Recipe(
+        name,
+        where,
+        settings={key: value for key, (value, _) in known.items()},
+        origin={key: origin for key, (_, origin) in known.items()},
+        paper=paper or PaperRow(),
+        ours=ours,
+    )
+
+
+def _rows(
+    prefix: str, where: str, network: str, data: str, rows: list[PaperRow], digits: int | None
+) -> list[Recipe]:
+    """Rows of a table; with `digits`, so many decimals of the MACs are part of the name."""
+    found = []
+    for row in rows:
+        name, which = f"{prefix}-original", "Original"
+        keep: dict[str, tuple[Any, str]] = {}
+        if row.macs != 100.0:
+            name = prefix if digits is None else f"{prefix}-{row.macs:.{digits}f}"
+            keep, which = {"keep_macs": (f"{row.macs:g}%", TABLE)}, "Ours"
+        found.append(_recipe(name, f"{where}, {which}", network, data, keep, row))
+    return found
+
+
+def _grid(prefix: str, where: str, network: str, data: str, original: bool = True) -> list[Recipe]:
+    """Points of ours on a curve of the paper, and the dense network."""
+    points: list[tuple[str, dict[str, tuple[Any, str]]]] = [("original", {})] if original else []
+    points += [(f"rho-{rate:g}", {"keep_rate": (rate, OURS)}) for rate in GRID]
+    return [
+        _recipe(f"{prefix}-{name}", f"{where}, {name}", network, data, keep, ours=True)
+        for name, keep in points
+    ]
+
+
+def _all() -> list[Recipe]:
+    def dense(accuracy: float) -> PaperRow:
+        return PaperRow(accuracy, 100.0, 100.0, 1.0)
+
+    return [
+        *_rows(
+            *("table2-vgg16", "Table 2, VGG-16", "vgg16", "cifar10"),
+            [dense(92.9), PaperRow(92.5, 4.4, 8.7, 8.69)],
+            digits=None,
+        ),
+        *_rows(
+            *("table2-resnet20", "Table 2, ResNet-20", "resnet20", "cifar10"),
+            [dense(91.3), PaperRow(90.93, 35.1, 36.1, 2.09)],
+            digits=None,
+        ),
+        *_rows(
+            *("table2-wrn-28-10", "Table 2, WRN-28-10", "wrn-28-10", "cifar10"),
+            [dense(96.2), PaperRow(95.6, 8.4, 7.9, 9.39)],
+            digits=None,
+        ),
+        *_rows(
+            *("table3-resnet50", "Table 3, ResNet-50", "resnet50", "folder"),
+            [
+                dense(77.0),
+                PaperRow(76.0, 48.2, 46.8, 1.60),
+                PaperRow(73.5, 27.0, 24.7, 3.02),
+                PaperRow(69.3, 10.8, 10.1, 7.36),
+            ],
+            digits=1,
+        ),
+        *_rows(
+            *("table4-vgg19", "Table 4, VGG-19", "vgg19", "cifar10"),
+            [
+                dense(93.84),
+                PaperRow(93.46, 23.71, 28.57, 2.64),
+                PaperRow(93.11, 12.75, 19.33, 3.89),
+                PaperRow(92.23, 6.69, 10.27, 7.30),
+                PaperRow(90.82, 3.06, 4.94, 15.28),
+                PaperRow(87.97, 0.80, 1.70, 44.68),
+            ],
+            digits=2,
+        ),
+        *_rows(
+            *("section5.5-vgg19", "Sec. 5.5, VGG-19", "vgg19", "cifar10"),
+            [PaperRow(92.73, 16.68, 14.28, 5.28)],
+            digits=2,
+        ),
+        # Its accuracy and parameters are not printed; 1.56 % is .125 squared.
+        *_rows(
+            *("figure2-resnet32-cifar100", "Figure 2, ResNet-32", "resnet32", "cifar100"),
+            [PaperRow(None, None, 1.56, 58.8)],
+            digits=2,
+        ),
+        *_grid("figure2-vgg19-cifar10", "Figure 2, VGG-19", "vgg19", "cifar10", original=False),
+        *_grid("figure2-vgg19-cifar100", "Figure 2, VGG-19", "vgg19", "cifar100"),
+        *_grid("figure2-resnet32-cifar10", "Figure 2, ResNet-32", "resnet32", "cifar10"),
+        *_grid("figure2-resnet32-cifar100", "Figure 2, ResNet-32", "resnet32", "cifar100"),
+        *_grid("figure3-mobilenetv1", "Figure 3, MobileNetV1", "mobilenetv1", "folder"),
+    ]
+
+
+RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in _all()}
+
+
+def find_recipe(name: str) -> Recipe:
+    """Return a recipe.
+
+    Raises:
+        ValueError: if there is none of this name; names those that come close.
+    """
+    if name not in RECIPES:
+        from difflib import get_close_matches
+
+        close = get_close_matches(name, RECIPES, 3, 0.5)
+        hint = f"did you mean {' or '.join(close)}? " if close else ""
+        raise ValueError(f"unknown recipe '{name}': {hint}`minicst recipes` lists all")
+    return RECIPES[name]
