@@ -1,7 +1,9 @@
 """Batches of normalized images, the same bits for the same seed wherever an epoch starts."""
 
 import operator
-from collections.abc import Generator, Sequence
+import os
+import time
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -9,11 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from minicst.data.augment import crop_flip
-from minicst.data.dataset import Dataset
+from minicst.data.dataset import Dataset, Images
+from minicst.data.images import ImageFiles
 from minicst.data.prefetch import prefetch as prefetched
+from minicst.data.prefetch import prefetch_parts
 from minicst.randomness import rng_for
 
-Augment = Literal["none", "crop-flip"]
+Augment = Literal["none", "crop-flip", "resized-crop"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,13 +38,16 @@ class Batch:
 class Loader:
     """Cuts a data set into batches, epoch after epoch.
 
-    The loader keeps no state between epochs. The order of an epoch is drawn from the stream
-    `(seed, "order", epoch)` and the augmentation of a batch from
-    `(seed, "augment", epoch, batch index)`, so an epoch that is resumed in its middle gives the
-    same bits as one run through, with and without prefetching.
+    No epoch depends on those before it. The order of an epoch is drawn from the stream
+    `(seed, "order", epoch)`, the augmentation of a batch of arrays from
+    `(seed, "augment", epoch, batch index)` and that of an image file from
+    `(seed, "augment", epoch, batch index, position in the batch)`. So an epoch that is resumed in
+    its middle gives the same bits as one run through, with and without prefetching, with any number
+    of threads.
 
     Args:
-        images: Raw pixels, uint8 (n, h, w, c), n at least 1. Not copied.
+        images: Raw pixels, uint8 (n, h, w, c), n at least 1, not copied; or files, which are read
+            when their batch is made.
         labels: Class indices, int64 (n,), 0 or more. Not copied.
         batch_size: Images a batch, at least 1.
         mean: Mean of each channel on the scale 0..1, length c.
@@ -51,9 +58,16 @@ class Loader:
         drop_last: Leave out a last batch that is smaller than `batch_size`.
         augment: `"none"`, or `"crop-flip"`: zero-pad by an eighth of the size (4 pixels for 32,
             at least 1), crop at a random place, flip left to right half of the time, all on raw
-            pixels before normalization. Flipping changes what a digit means.
-        prefetch: Compute up to two batches ahead in a background thread.
+            pixels before normalization. Flipping changes what a digit means. Files: `"none"` shows
+            the middle, and `"crop-flip"`, the default of training, means `"resized-crop"`, a random
+            part of random size, see `ImageFiles.read_one`.
+        prefetch: Compute up to two batches ahead in the background.
+        workers: Threads that read files, at least 1, with prefetching and without; None for one on
+            each core. Arrays take one thread if they are prefetched, else none.
         num_classes: When given, labels must lie below it.
+
+    Attributes:
+        waited_seconds: How long the consumer of all epochs up to now waited for batches.
 
     Raises:
         ValueError: An argument is not as described, the lengths of images and labels differ, or
@@ -62,7 +76,7 @@ class Loader:
 
     def __init__(
         self,
-        images: npt.NDArray[np.uint8],
+        images: Images,
         labels: npt.NDArray[np.int64],
         *,
         batch_size: int,
@@ -74,6 +88,7 @@ class Loader:
         drop_last: bool = True,
         augment: Augment = "none",
         prefetch: bool = True,
+        workers: int | None = None,
         num_classes: int | None = None,
     ) -> None:
         _check_arrays(images, labels, num_classes)
@@ -87,6 +102,13 @@ class Loader:
             raise ValueError(
                 f"unknown augment {augment!r}; available: {', '.join(get_args(Augment))}"
             )
+        if augment == "resized-crop" and not isinstance(images, ImageFiles):
+            raise ValueError(
+                "augment 'resized-crop' is for image files of any size; arrays of one size take "
+                "'crop-flip' or 'none'"
+            )
+        if workers is not None and workers < 1:
+            raise ValueError(f"workers must be at least 1 thread, got {workers}")
         rng_for(seed)  # A bad seed shows here and not in the first epoch.
         self.images = images
         self.labels = labels
@@ -96,6 +118,8 @@ class Loader:
         self.drop_last = drop_last
         self.augment = augment
         self.prefetch = prefetch
+        self.workers = _usable_cores() if workers is None else operator.index(workers)
+        self.waited_seconds = 0.0
         self._scale, self._shift = _affine(mean, std, max_value, images.shape[3])
 
     def __len__(self) -> int:
@@ -126,16 +150,52 @@ class Loader:
         else:
             order = np.arange(count)
 
+        return self._timed(self._batches(epoch, start, order))
+
+    def _timed(self, batches: Generator[Batch, None, None]) -> Generator[Batch, None, None]:
+        """Yield the batches and add up how long each took to come."""
+        try:
+            while True:
+                begun = time.perf_counter()
+                try:
+                    batch = next(batches)
+                except StopIteration:
+                    return
+                finally:
+                    self.waited_seconds += time.perf_counter() - begun
+                yield batch
+                del batch
+        finally:
+            batches.close()
+
+    def _batches(
+        self, epoch: int, start: int, order: npt.NDArray[np.int64]
+    ) -> Generator[Batch, None, None]:
+        files = self.images
+        if isinstance(files, ImageFiles):
+
+            def begin(index: int) -> tuple[Batch, int, Callable[[int], None]]:
+                return self._begin(files, epoch, index, order)
+
+            ahead = 2 if self.prefetch else 0
+            return prefetch_parts(begin, start, len(self), self.workers, ahead)
+        array = files
+
         def make(index: int) -> Batch:
-            return self._make(epoch, index, order)
+            return self._make(array, epoch, index, order)
 
         if self.prefetch:
             return prefetched(make, start, len(self))
         return (make(index) for index in range(start, len(self)))
 
-    def _make(self, epoch: int, index: int, order: npt.NDArray[np.int64]) -> Batch:
-        chosen = order[index * self.batch_size : (index + 1) * self.batch_size]
-        raw = self.images[chosen]
+    def _chosen(self, index: int, order: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        return order[index * self.batch_size : (index + 1) * self.batch_size]
+
+    def _make(
+        self, array: npt.NDArray[np.uint8], epoch: int, index: int, order: npt.NDArray[np.int64]
+    ) -> Batch:
+        chosen = self._chosen(index, order)
+        raw = array[chosen]
         if self.augment == "crop-flip":
             raw = crop_flip(raw, rng_for(self.seed, "augment", epoch, index))
         images = raw.astype(np.float32)
@@ -143,11 +203,35 @@ class Loader:
         images += self._shift
         return Batch(index, images, self.labels[chosen])
 
+    def _begin(
+        self, files: ImageFiles, epoch: int, index: int, order: npt.NDArray[np.int64]
+    ) -> tuple[Batch, int, Callable[[int], None]]:
+        """Return a batch without its images, their number, and what reads one of them into it."""
+        chosen = self._chosen(index, order)
+        images = np.empty((len(chosen), *files.shape[1:]), np.float32)
 
-def _check_arrays(
-    images: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64], num_classes: int | None
-) -> None:
-    if images.dtype != np.uint8 or images.ndim != 4 or images.size == 0:
+        def fill(position: int) -> None:
+            rng = None
+            if self.augment != "none":
+                rng = rng_for(self.seed, "augment", epoch, index, position)
+            image = images[position]
+            image[...] = files.read_one(int(chosen[position]), rng)
+            image *= self._scale
+            image += self._shift
+
+        return Batch(index, images, self.labels[chosen]), len(chosen), fill
+
+
+def _usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _check_arrays(images: Images, labels: npt.NDArray[np.int64], num_classes: int | None) -> None:
+    if isinstance(images, ImageFiles):
+        pass  # never empty, and of one shape by themselves
+    elif images.dtype != np.uint8 or images.ndim != 4 or images.size == 0:
         raise ValueError(
             f"images must be a non-empty uint8 (n, h, w, c), got {images.dtype} {images.shape}"
         )
@@ -191,6 +275,7 @@ def train_loader(
     augment: Augment = "none",
     *,
     prefetch: bool = True,
+    workers: int | None = None,
 ) -> Loader:
     """Return a shuffling `Loader` over the training images that drops a smaller last batch.
 
@@ -198,8 +283,9 @@ def train_loader(
         dataset: Data set whose training half is loaded, normalized with its mean and std.
         batch_size: Images a batch, 1..number of training images.
         seed: Seed of order and augmentation.
-        augment: `"none"` or `"crop-flip"`, see `Loader`.
-        prefetch: Compute up to two batches ahead in a background thread.
+        augment: `"none"`, `"crop-flip"` or, for image files, `"resized-crop"`, see `Loader`.
+        prefetch: Compute up to two batches ahead in the background.
+        workers: Threads that read image files, None for one on each core.
 
     Raises:
         ValueError: An argument is out of range, see `Loader`.
@@ -214,6 +300,7 @@ def train_loader(
         seed=seed,
         augment=augment,
         prefetch=prefetch,
+        workers=workers,
         num_classes=dataset.num_classes,
     )
 
@@ -223,16 +310,18 @@ def test_loader(
     batch_size: int,
     *,
     prefetch: bool = True,  # noqa: PT028 (a loader, not a test)
+    workers: int | None = None,  # noqa: PT028
 ) -> Loader:
     """Return a `Loader` that gives each test image once, in order, without augmentation.
 
     Args:
         dataset: Data set whose test half is loaded, normalized with the training mean and std.
         batch_size: Images a batch, at least 1; the last batch may be smaller.
-        prefetch: Compute up to two batches ahead in a background thread.
+        prefetch: Compute up to two batches ahead in the background.
+        workers: Threads that read image files, None for one on each core.
 
     Raises:
-        ValueError: `batch_size` is below 1.
+        ValueError: `batch_size` or `workers` is below 1.
     """
     return Loader(
         dataset.test_images,
@@ -244,6 +333,7 @@ def test_loader(
         shuffle=False,
         drop_last=False,
         prefetch=prefetch,
+        workers=workers,
         num_classes=dataset.num_classes,
     )
 

@@ -1,9 +1,11 @@
-"""Compute the items of a sequence one step ahead, in a background thread."""
+"""Compute the items of a sequence ahead of their use, in background threads."""
 
 import queue
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Generator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -78,3 +80,61 @@ def prefetch(
         # may close this generator in the very thread that it started.
         if not is_finalizing() and current_thread() is not thread:
             thread.join()
+
+
+def prefetch_parts(
+    begin: Callable[[int], tuple[T, int, Callable[[int], None]]],
+    start: int,
+    stop: int,
+    workers: int,
+    ahead: int = 2,
+) -> Generator[T, None, None]:
+    """Yield items `start`, ..., `stop - 1` in order, each filled part by part in many threads.
+
+    `begin(index)` gives an item that isn't filled yet, its number of parts, and a function that
+    fills one part. Parts of several items are in work at once, so no thread waits for the slowest
+    part of an item. The threads start with the first item asked for and end with the last item,
+    with an error, or when the generator is closed; parts not begun then never are.
+
+    Args:
+        begin: Called where the generator runs; quick.
+        start: First index.
+        stop: One past the last index.
+        workers: Number of threads, at least 1.
+        ahead: Most items that are filled or in work while the consumer has control, 0 or more;
+            with 0 nothing is done then.
+
+    Yields:
+        The items in the order of their indices, filled.
+
+    Raises:
+        BaseException: What `begin`, or the first part of an item that failed, raised, after the
+            items before it.
+    """
+    own: set[int] = set()
+    pool = ThreadPoolExecutor(workers, THREAD_NAME, lambda: own.add(threading.get_ident()))
+    get_ident = threading.get_ident  # a module's globals may be gone at exit
+    waiting: deque[tuple[T, list[Future[None]]]] = deque()
+    following = start
+
+    def top_up(count: int) -> None:
+        nonlocal following
+        while len(waiting) < count and following < stop:
+            item, parts, fill = begin(following)
+            following += 1
+            waiting.append((item, [pool.submit(fill, part) for part in range(parts)]))
+
+    try:
+        for _ in range(start, stop):
+            top_up(max(ahead, 1))
+            item, futures = waiting.popleft()
+            while futures:
+                # Taken out at once: a future holds its error, whose traceback holds this frame.
+                futures.pop(0).result()
+            top_up(ahead)
+            yield item
+            del item  # the consumer may be done with it
+    finally:
+        waiting.clear()
+        # The garbage collector may close this generator in a thread of the pool.
+        pool.shutdown(wait=get_ident() not in own, cancel_futures=True)

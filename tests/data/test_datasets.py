@@ -1,8 +1,11 @@
 import dataclasses
+import fractions
+import math
 import re
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import minicst.data.datasets as module
 from minicst.data import DATASETS, Dataset, load_dataset
@@ -15,7 +18,9 @@ EXPECTED = {
 
 
 def test_every_data_set_is_tested_here_or_read_from_files():
-    assert set(DATASETS) == {*EXPECTED, "cifar10"}  # its tests: test_cifar10.py
+    read = {"cifar10", "cifar100", "mnist", "fashion-mnist", "npz", "folder"}
+    assert set(DATASETS) == {*EXPECTED, *read}
+    assert len(DATASETS) == len(set(DATASETS))
 
 
 @pytest.mark.parametrize("name", EXPECTED)
@@ -147,9 +152,119 @@ def test_a_folder_for_what_is_inside_the_package_is_an_error(name, tmp_path):
 
 
 def test_unknown_name_is_one_line_with_the_names_there_are():
-    with pytest.raises(ValueError, match=r"'mnist'.*fashion, digits, shapes32, cifar10") as caught:
-        load_dataset("mnist")
+    with pytest.raises(ValueError, match=r"'imagenet'.*fashion, digits, shapes32, fas") as caught:
+        load_dataset("imagenet")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "wanted"), [("npz", "FILE.npz"), ("folder", "FOLDER with train")])
+def test_a_data_set_of_ones_own_needs_a_place(name, wanted):
+    with pytest.raises(ValueError, match=f"{name} is .* your own: give --data-dir {wanted}"):
+        load_dataset(name)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "mnist", "npz"])
+def test_files_that_may_not_be_read(name, tmp_path, monkeypatch):
+    # A superuser may read anything: the refusal is made here.
+    def refuse(*arguments, **named):
+        raise PermissionError(13, "Permission denied", "the file")
+
+    function = {"cifar10": "open_cifar", "mnist": "open_idx", "npz": "open_npz"}[name]
+    monkeypatch.setattr(module, function, refuse)
+    match = f"^{name}: can't read its files .*Permission denied: 'the file'.*; check the path"
+    with pytest.raises(ValueError, match=match) as caught:
+        load_dataset(name, data_dir=tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+# Held-out images
+
+
+def rounded_half_up(share, count):
+    return math.floor(fractions.Fraction(share) * count + fractions.Fraction(1, 2))
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+@pytest.mark.parametrize("share", [0.1, 0.25, 0.999])
+def test_held_out_images_take_the_place_of_the_test_images(name, share):
+    whole, data = load_dataset(name), load_dataset(name, validation=share)
+    assert (whole.evaluated_on, data.evaluated_on) == ("test", "validation")
+    counts = np.bincount(whole.train_labels)
+    held_out = [min(rounded_half_up(share, count), count - 1) for count in counts]
+    assert np.bincount(data.test_labels).tolist() == held_out
+    assert np.bincount(data.train_labels).tolist() == (counts - held_out).tolist()
+    # Every training image is in exactly one of the two, in its old order and with its label.
+    keys = [
+        image.tobytes() + bytes([y])
+        for image, y in zip(whole.train_images, whole.train_labels, strict=True)
+    ]
+    assert len(set(keys)) == len(keys)
+    place = {key: index for index, key in enumerate(keys)}
+    parts = []
+    for images, labels in (
+        (data.train_images, data.train_labels),
+        (data.test_images, data.test_labels),
+    ):
+        part = [
+            place[image.tobytes() + bytes([y])] for image, y in zip(images, labels, strict=True)
+        ]
+        assert part == sorted(part)
+        parts += part
+    assert sorted(parts) == list(range(len(keys)))
+    # Mean and std are those of what is trained on.
+    scaled = data.train_images / data.max_value
+    np.testing.assert_allclose(data.mean, scaled.mean(axis=(0, 1, 2)), rtol=1e-10)
+    np.testing.assert_allclose(data.std, scaled.std(axis=(0, 1, 2)), rtol=1e-10)
+    assert not data.train_images.flags.writeable
+    assert not data.test_images.flags.writeable
+
+
+def test_held_out_images_are_drawn_and_not_the_first_ones():
+    whole, data = load_dataset("digits"), load_dataset("digits", validation=0.5)
+    first = np.flatnonzero(whole.train_labels == 3)
+    chosen = data.test_images[data.test_labels == 3]
+    assert not np.array_equal(chosen, whole.train_images[first[: len(chosen)]])
+
+
+@pytest.mark.parametrize("limit", [1, 100, 1292])
+def test_held_out_images_do_not_depend_on_the_limit(limit):
+    whole, part = (load_dataset("digits", validation=0.1, limit=n) for n in (None, limit))
+    assert len(whole.train_images) == 1292
+    assert np.array_equal(part.test_images, whole.test_images)
+    assert np.array_equal(part.test_labels, whole.test_labels)
+    assert np.array_equal(part.train_images, whole.train_images[:limit])
+    assert np.array_equal(part.train_labels, whole.train_labels[:limit])
+
+
+def test_padding_of_held_out_images():
+    plain, padded = (load_dataset("digits", pad_to=n, validation=0.1) for n in (None, 12))
+    assert np.array_equal(padded.test_images[:, 2:10, 2:10], plain.test_images)
+    assert (padded.mean, padded.std) == (plain.mean, plain.std)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"validation": 1.0}, r"validation is 1\.0: it is a share"),
+        ({"validation": -0.1}, r"validation is -0\.1: it is a share"),
+        ({"validation": float("nan")}, r"validation is nan: it is a share"),
+        ({"validation": 0.001}, r"validation is 0\.001: of digits's 1437 .* none of any class"),
+        ({"validation": 0.1, "limit": 1293}, "limit is 1293: digits has 1292 training images"),
+    ],
+)
+def test_validation_out_of_range_is_one_line(arguments, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        load_dataset("digits", **arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_class_of_one_image_stays_in_training():
+    labels = np.array([0, 0, 0, 0, 1, 3, 3])
+    held_out = module._draw_held_out("x", labels, 0.5)
+    assert np.bincount(labels[held_out], minlength=4).tolist() == [2, 0, 0, 1]
+
+
+# Damaged files of the package
 
 
 def _write_valid(path, **changes):
@@ -229,3 +344,79 @@ def test_dataset_checks_its_fields(field, value, message):
     data = Dataset("x", images, labels, images, labels, ("a", "b"), 16.0, (0.0,), (1.0,), "test")
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(data, **{field: value})
+
+
+# A folder of images (its reader's tests: test_folder.py)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three classes of 6, 5 and 4 training images and 2 others each, 8x8, one color each."""
+    counts = {"train": {"ant": 6, "bee": 5, "cat": 4}, "val": {"ant": 2, "bee": 2, "cat": 2}}
+    shade = 0
+    for half, classes in counts.items():
+        for name, count in classes.items():
+            (tmp_path / half / name).mkdir(parents=True)
+            for number in range(count):
+                image = Image.new("RGB", (8, 8), (shade, 0, 255))
+                image.save(tmp_path / half / name / f"{number}.png")
+                shade += 10
+    return tmp_path
+
+
+def shades(images):
+    """Return the number, in the order of the folders, of each image."""
+    return (images.read(np.arange(len(images)))[:, 0, 0, 0] // 10).tolist()
+
+
+def test_folder_is_read_when_it_is_used(folder):
+    data = load_dataset("folder", data_dir=str(folder), image_size=8)
+    assert data.name == "folder"
+    assert data.class_names == ("ant", "bee", "cat")
+    assert data.input_shape == (8, 8, 3)
+    assert data.train_labels.tolist() == [0] * 6 + [1] * 5 + [2] * 4
+    assert data.test_labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert shades(data.train_images) == list(range(15))
+    assert shades(data.test_images) == list(range(15, 21))
+    assert (data.mean, data.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert not data.train_labels.flags.writeable
+    assert load_dataset("folder", data_dir=folder).input_shape == (224, 224, 3)
+
+
+@pytest.mark.parametrize(
+    ("limit", "kept"),
+    [(1, [0]), (2, [0, 7]), (5, [0, 3, 6, 9, 12]), (4, [0, 3, 7, 11]), (15, list(range(15)))],
+)
+def test_limit_of_a_folder_is_evenly_spaced(folder, limit, kept):
+    data = load_dataset("folder", data_dir=folder, image_size=8, limit=limit)
+    assert shades(data.train_images) == kept
+    assert data.train_labels.tolist() == [([0] * 6 + [1] * 5 + [2] * 4)[index] for index in kept]
+    assert shades(data.test_images) == list(range(15, 21))
+
+
+def test_held_out_images_of_a_folder(folder):
+    data = load_dataset("folder", data_dir=folder, image_size=8, validation=0.4)
+    assert data.evaluated_on == "validation"
+    assert np.bincount(data.test_labels).tolist() == [2, 2, 2]
+    assert np.bincount(data.train_labels).tolist() == [4, 3, 2]
+    train, held_out = shades(data.train_images), shades(data.test_images)
+    assert sorted(train + held_out) == list(range(15))  # none of the 15..20 of val
+    labels = np.array([0] * 6 + [1] * 5 + [2] * 4)
+    assert data.test_labels.tolist() == labels[held_out].tolist()
+    part = load_dataset("folder", data_dir=folder, image_size=8, validation=0.4, limit=3)
+    assert shades(part.test_images) == held_out
+    assert shades(part.train_images) == [train[0], train[3], train[6]]
+    assert (data.mean, part.mean) == ((0.485, 0.456, 0.406),) * 2
+
+
+def test_images_of_a_folder_are_not_padded(folder):
+    assert load_dataset("folder", 8, folder, image_size=8).input_shape == (8, 8, 3)
+    with pytest.raises(ValueError, match="8x8 are larger than pad_to 4"):
+        load_dataset("folder", 4, folder, image_size=8)
+    with pytest.raises(ValueError, match="aren't padded, give image_size 32 instead"):
+        load_dataset("folder", 32, folder, image_size=8)
+
+
+def test_limit_above_a_folder(folder):
+    with pytest.raises(ValueError, match="limit is 16: folder has 15 training images"):
+        load_dataset("folder", data_dir=folder, image_size=8, limit=16)

@@ -168,6 +168,8 @@ def test_train_and_test_loader():
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"batch_size": 24}, "batch_size 24 with drop_last leaves no batch of 23"),
         ({"augment": "cutout"}, "unknown augment 'cutout'; available: none, crop-flip"),
+        ({"augment": "resized-crop"}, "'resized-crop' is for image files"),
+        ({"workers": 0}, "workers must be at least 1 thread, got 0"),
         ({"labels": np.zeros(22, np.int64)}, "23 images but 22 labels"),
         ({"labels": np.full(23, -1)}, "labels must be 0 or more, got -1"),
         ({"num_classes": 4}, r"labels must lie in 0\.\.3, got 4"),
