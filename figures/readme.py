@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from minicst.models import ARCHITECTURES, build
+from minicst.sparse.accounting import count_macs
 from minicst.sparse.rules import RULES
 from minicst.variance.report import at_two_passes
 
@@ -325,7 +327,41 @@ def by_steps(shares: dict[str, Any]) -> str:
     )
 
 
+SHOWN = ("vgg16", "vgg19", "resnet20", "resnet32", "resnet56", "wrn-28-10", "resnet50")
+
+
+def networks() -> str:
+    """Exact counts, as `minicst macs` gives them."""
+    rows = [
+        "| network | images, classes | parameters | MACs | maskable channels, tied / independent |",
+        "|---|---|---|---|---|",
+    ]
+    for name in (*SHOWN, "mobilenetv1"):
+        known = ARCHITECTURES[name]
+        h, w, c = known.image
+        variants = [("", {})]
+        if name == "resnet32":
+            variants.append((" `--width 2`", {"width": 2.0}))
+        elif "shortcut" in known.takes:
+            variants.append((" `--shortcut A`", {"shortcut": "A"}))
+        for label, options in variants:
+            tied, free = (
+                build(name, known.num_classes, c, residual=residual, **options)
+                for residual in ("tied", "independent")
+            )
+            count = count_macs(tied, known.image)
+            channels = f"{tied.n_maskable:,}"
+            if free.n_maskable != tied.n_maskable:
+                channels += f" / {free.n_maskable:,}"
+            rows.append(
+                f"| `{name}`{label} | {c}x{h}x{w}, {known.num_classes} | {count.params:,} | "
+                f"{count.macs:,} | {channels} |"
+            )
+    return "\n".join(rows)
+
+
 BLOCKS = {
+    "networks": networks,
     "estimators": estimators,
     "main": main_job,
     "planted": planted,

@@ -41,6 +41,8 @@ class MacsSettings:
     """ResNet shortcuts into a new stage: A pads with zero channels, B is a 1x1 convolution."""
     residual: Literal["tied", "independent"] = "tied"
     """Masks at residual adds."""
+    linear_masks: Literal["channels", "weights"] = "channels"
+    """Masks of linear layers: one for a hidden neuron, or one for every weight."""
     input: str | None = None
     """Images as CxHxW; those of the network's published counts by default, as 3x32x32."""
     seed: int = 0
@@ -71,7 +73,7 @@ def network_and_shape(settings: Any) -> tuple[Network, Shape]:
 
     Args:
         settings: with network, num_classes, width, shortcut, residual and input, where None stands
-            for what the network's published counts are for.
+            for what the network's published counts are for; and linear_masks, where it is offered.
 
     Raises:
         ValueError: if a setting is impossible.
@@ -91,6 +93,7 @@ def network_and_shape(settings: Any) -> tuple[Network, Shape]:
         residual=settings.residual,
         shortcut=settings.shortcut,
         image_size=h,
+        linear_masks=getattr(settings, "linear_masks", "channels"),
     )
     network.shapes((h, w, c))
     return network, (h, w, c)
@@ -136,7 +139,7 @@ def count(settings: MacsSettings) -> dict[str, Any]:
     keep_rate = keep_rate_of(settings, network, shape)
     if not 0.0 < keep_rate <= 1.0:
         raise ValueError(
-            f"keep rate {keep_rate}: it is the share of channels that are kept, in (0, 1]"
+            f"keep rate {keep_rate}: it is the share of {network.maskable} that are kept, in (0, 1]"
         )
     keep_prob = np.full(network.n_maskable, keep_rate)
     drawn = sample_mask(keep_prob, rng_for(settings.seed, "macs"))
@@ -165,6 +168,7 @@ def count(settings: MacsSettings) -> dict[str, Any]:
         "width": settings.width,
         "residual": settings.residual,
         "shortcut": settings.shortcut,
+        "maskable": network.maskable,
         "keep_rate": keep_rate,
         "params": dense.params,
         "params_expected": params_expected,
@@ -217,7 +221,7 @@ def print_counts(console: Console, counts: dict[str, Any]) -> None:
     at = f"  expected at keep rate {counts['keep_rate']:.4g}"
     row(at, counts["params_expected"], counts["params"])
     row("  of the sampled mask", counts["params_sampled"], counts["params"])
-    row("maskable channels", counts["channels"], None)
+    row(f"maskable {counts['maskable']}", counts["channels"], None)
     row("  of the sampled mask", counts["channels_sampled"], counts["channels"])
     row("MACs, dense (forward, one image)", macs, None)
     row(at, counts["macs_expected"], macs)

@@ -65,7 +65,7 @@ class LiveDisplay:
         self.console.print(
             f"[bold]{s.method}[/bold]: {s.network} on {s.data} "
             f"({len(job.dataset.train_labels)} training images), {dense.params:,} parameters, "
-            f"{n} maskable channels, {human(dense.macs)}MACs an image dense; "
+            f"{n} maskable {job.full_network.maskable}, {human(dense.macs)}MACs an image dense; "
             f"{job.plan.total_steps} steps"
         )
         if (note := recipe_note(s)) is not None:
@@ -119,7 +119,8 @@ class LiveDisplay:
             if len(shown) > 40:
                 shown = f"in {len(counts)} groups"
             total = job.full_network.n_maskable
-            lines.append(f"live channels {sum(counts.values())} of {total} ({shown})")
+            what = job.full_network.maskable
+            lines.append(f"live {what} {sum(counts.values())} of {total} ({shown})")
         executed, dense = trace.executed_macs, trace.dense_macs
         lines.append(
             f"multiply-adds this step {human(executed)} of {human(dense)} dense "
@@ -162,14 +163,12 @@ def final_table(summary: dict[str, Any], controls: dict[str, dict[str, Any]]) ->
     if samples:
         spread = f"{samples['mean']:.1%} ± {samples['sd']:.1%}"
         table.add_row(f"  {samples['n']} sampled masks, mean and sd", spread, "")
-        table.add_row(
-            "  most probable channels (top-K)", f"{summary['test_accuracy_top_k']:.1%}", ""
-        )
+        table.add_row("  most probable mask (top-K)", f"{summary['test_accuracy_top_k']:.1%}", "")
     for key, label in (("params", "parameters left"), ("macs", "MACs left, forward, an image")):
         part, whole = summary[key], summary[f"{key}_dense"]
-        aim = summary.get(f"keep_{key}")
-        aimed = "" if aim is None else f", aimed at {aim}"
-        table.add_row(f"{label}{aimed}", f"{part:,}", f"{part / whole:.1%} of {whole:,}")
+        table.add_row(label, f"{part:,}", f"{part / whole:.1%} of {whole:,}")
+        if summary.get(f"keep_{key}") is not None:
+            table.add_row("  the share that was asked for", "", summary[f"keep_{key}"])
     table.add_section()
     table.add_row(
         "training cost by the paper's formula",
@@ -187,6 +186,13 @@ def final_table(summary: dict[str, Any], controls: dict[str, dict[str, Any]]) ->
             f"{summary['step_seconds'] * 1e3:.1f} ms",
             f"{summary['dense_step_seconds'] * 1e3:.1f} ms: {summary['time_saving']:.2f}x",
         )
+    if "data_wait_seconds" in summary:
+        seconds = summary["step_seconds"] * summary["steps"]
+        waited = summary["data_wait_seconds"]
+        share = f"{waited / (waited + seconds):.1%} of training" if seconds else ""
+        table.add_row("training waited for data", f"{waited:.1f} s", share)
+    if summary.get("unreadable_files"):
+        table.add_row("unreadable files, others shown", f"{summary['unreadable_files']}", "")
     memory = f"{summary['peak_memory_bytes'] / 1e6:.0f} MB"
     table.add_row("peak resident set of the process", memory, "")
     if "keep_prob_near_0" in summary:
@@ -204,17 +210,13 @@ def final_table(summary: dict[str, Any], controls: dict[str, dict[str, Any]]) ->
     if summary.get("recipe") is not None:
         recipe = summary["recipe"]
         paper = {key: value for key, value in recipe["paper"].items() if value is not None}
-        signs = {
-            "accuracy": "accuracy {:g} %",
-            "params": "parameters {:g} %",
-            "macs": "MACs {:g} %",
-        }
-        printed = ", ".join(signs[key].format(paper[key]) for key in signs if key in paper)
-        saving = f"saving {paper['saving']:g}x" if "saving" in paper else ""
+        accuracy = f"{paper['accuracy']:g} %" if "accuracy" in paper else "-"
+        parts = (("params", "params {:g} %"), ("macs", "MACs {:g} %"), ("saving", "{:g}x"))
+        printed = ", ".join(text.format(paper[key]) for key, text in parts if key in paper)
         table.add_section()
-        table.add_row(f"paper, {recipe['where']}", printed or "prints no number", saving)
+        table.add_row(f"paper, {recipe['where']}", accuracy, printed or "prints no numbers")
         if recipe["trial"]:
-            table.add_row("  this was a trial run: not to be compared with it", "", "")
+            table.add_row("  this was a trial run: don't compare", "", "")
     if controls:
         table.add_section()
         for name, control in controls.items():

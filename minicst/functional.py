@@ -29,6 +29,7 @@ from minicst.autograd.elementary import (
 from minicst.autograd.loss import cross_entropy
 from minicst.autograd.norm import batch_norm
 from minicst.autograd.pool import avg_pool2d, global_avg_pool2d, max_pool2d
+from minicst.autograd.sparse_linear import sparse_linear
 from minicst.backend import get_backend
 
 __all__ = [
@@ -54,6 +55,7 @@ __all__ = [
     "power",
     "relu",
     "reshape",
+    "sparse_linear",
     "sqrt",
     "sub",
     "subsample",

@@ -44,6 +44,7 @@ class Totals:
         paper_cost: sum over steps of (forwards + 2 backwards) fS / fD.
         ratio_sum: sum over steps of the mean fS / fD of the forward passes.
         step_seconds: of all training steps, data loading excluded.
+        wait_seconds: that training steps waited for their batches.
         dense_seconds: of the dense steps timed in between.
         scores: test accuracies at the end of the search, by kind of final mask.
         epoch_sums: sums over the current epoch's steps.
@@ -57,12 +58,13 @@ class Totals:
     ratio_sum: float = 0.0
     steps: int = 0
     step_seconds: float = 0.0
+    wait_seconds: float = 0.0
     dense_seconds: list[float] = field(default_factory=list)
     scores: dict[str, list[float]] = field(default_factory=dict)
     epoch_sums: dict[str, float] = field(default_factory=dict)
 
-    def add(self, trace: StepTrace) -> None:
-        """Count one training step."""
+    def add(self, trace: StepTrace, waited: float = 0.0) -> None:
+        """Count one training step, and the seconds that it waited for its batch."""
         forwards, backwards = trace.passes
         self.steps += 1
         self.executed += trace.executed_macs
@@ -70,10 +72,12 @@ class Totals:
         self.paper_cost += (forwards + 2 * backwards) * trace.cost_ratio
         self.ratio_sum += trace.cost_ratio
         self.step_seconds += trace.total_seconds
+        self.wait_seconds += waited
         sums = {
             "steps": 1.0,
             "loss_a": trace.loss_a,
             "seconds": trace.total_seconds,
+            "waited": waited,
             "macs": float(trace.executed_macs),
             "repaired": float(trace.repaired),
             "ratio": trace.cost_ratio,
@@ -115,7 +119,9 @@ class Job:
 
     def test_batches(self) -> Iterable[Batch]:
         """All test images, in order."""
-        return test_loader(self.dataset, 250, prefetch=False).epoch(0)
+        h, w, _ = self.dataset.input_shape
+        images = 250 if h * w <= 64**2 else 32  # activations of large images are large
+        return test_loader(self.dataset, images, prefetch=False).epoch(0)
 
 
 class DenseProbe:
@@ -156,6 +162,7 @@ def model_options(settings: TrainSettings, dataset: Dataset) -> dict[str, Any]:
         "shortcut": settings.shortcut,
         "image_size": dataset.input_shape[0],
         "seed": settings.seed,
+        "linear_masks": settings.linear_masks,
     }
 
 
@@ -171,7 +178,15 @@ def limit_test(dataset: Dataset, limit: int) -> Dataset:
 
 
 def plant(network: Network, seed: int) -> None:
-    """Replace half of the channels of every maskable unit by noise, drawn from `seed`."""
+    """Replace half of the channels of every maskable unit by noise, drawn from `seed`.
+
+    Raises:
+        ValueError: if a unit is masked weight by weight.
+    """
+    if by_weight := network.weight_units():
+        raise ValueError(
+            f"unit '{min(by_weight)}' is masked weight by weight: planted noise replaces channels"
+        )
     for name, unit in network.units().items():
         if unit.group is not None and unit.norm is not None:
             channels = np.arange(unit.transform.c_out)

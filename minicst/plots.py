@@ -44,7 +44,7 @@ def plot_curves(
     if keep_prob is not None:
         for key, label in (("keep_prob_near_0", "below .01"), ("keep_prob_near_1", "above .99")):
             axes[2].plot(epochs, [row[key] for row in history], label=f"keep_prob {label}")
-        axes[2].set(xlabel="epoch", ylabel="share of channels", ylim=(0, 1))
+        axes[2].set(xlabel="epoch", ylabel="share of keep_prob", ylim=(0, 1))
         axes[2].legend()
         for i, values in enumerate(keep_prob.values()):
             spread = i + np.linspace(-0.35, 0.35, len(values))

@@ -64,6 +64,9 @@ class TrainSettings:
     """Masks at residual adds: one for a stage's stream, or one for every convolution."""
     shortcut: Literal["A", "B"] = "B"
     """ResNet shortcuts into a new stage: A pads with zero channels, B is a 1x1 convolution."""
+    linear_masks: Literal["channels", "weights"] = "channels"
+    """Masks of linear layers: one for a hidden neuron, or one for every weight, the classifier's
+    too; each weight then counts as one entry of the budget, and products run sparse."""
 
     estimator: str = "vr-pge"
     """vr-pge (Algorithm 1), vr-pge-symmetric (about half the variance, same cost), vr-pge-multi
@@ -234,6 +237,15 @@ class TrainSettings:
             if self.method != "gumbel" and getattr(self, name) != getattr(TrainSettings, name):
                 option = "--" + name.replace("_", "-")
                 raise ValueError(f"{option} is of --method gumbel, not of {self.method}")
+        if self.linear_masks == "weights" and self.method in ("ste", "gumbel"):
+            raise ValueError(
+                f"--linear-masks weights can't be combined with --method {self.method}, which "
+                "masks channels: take --method completely-sparse"
+            )
+        if self.linear_masks == "weights" and self.planted:
+            raise ValueError(
+                "--linear-masks weights can't be combined with --planted: noise replaces channels"
+            )
         if self.planted and (self.method == "narrow" or self.controls):
             raise ValueError("--planted has no narrow network of its own: leave out --controls")
         if self.estimator in ("pge", "pge-moving-average") and self.backward_masks == 2:

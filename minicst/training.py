@@ -17,7 +17,7 @@ from minicst.backend import get_backend
 from minicst.checkpoint import read_arrays, save, write_arrays, write_text
 from minicst.data import Batch
 from minicst.job import Job, Totals, prepare
-from minicst.methods.base import evaluate, recalibrate
+from minicst.methods.base import evaluate, evaluate_all, recalibrate
 from minicst.methods.completely_sparse import CompletelySparse
 from minicst.methods.dense import FixedMask, Narrow
 from minicst.methods.trace import StepTrace
@@ -95,6 +95,7 @@ def _train(
 ) -> tuple[Network, dict[str, Any]]:
     method, totals, settings = job.method, job.totals, job.settings
     watcher.started(job)
+    waited = job.loader.waited_seconds
     for epoch in range(totals.epoch, settings.epochs):
         for batch in job.loader.epoch(epoch, start=totals.batch):
             if method.step == job.plan.search_steps < job.plan.total_steps:
@@ -105,7 +106,8 @@ def _train(
             if _probe_is_due(job):
                 totals.dense_seconds.append(job.probe.time(batch))
             trace = method.train_step(batch)
-            totals.add(trace)
+            totals.add(trace, job.loader.waited_seconds - waited)
+            waited = job.loader.waited_seconds
             totals.batch += 1
             watcher.stepped(job, trace)
             if stop() and totals.batch < job.steps_per_epoch:
@@ -152,14 +154,14 @@ def _score_candidates(job: Job, watcher: Watcher) -> None:
     candidates = job.method.candidates()
     if not candidates:
         return
-    watcher.says("scoring sampled masks and the most probable channels")
+    watcher.says("scoring sampled masks and the most probable one")
     batches = job.recalibration_batches()
-    tests = list(job.test_batches())
+    every = [network for networks in candidates.values() for network in networks]
+    for network in every:
+        recalibrate(network, batches)
+    results = iter(evaluate_all(every, job.test_batches()))  # the images are read once
     for kind, networks in candidates.items():
-        job.totals.scores[kind] = []
-        for network in networks:
-            recalibrate(network, batches)
-            job.totals.scores[kind].append(evaluate(network, tests)[0])
+        job.totals.scores[kind] = [next(results)[0] for _ in networks]
     job.totals.executed += meter.total("recalibrate")
 
 
@@ -175,6 +177,7 @@ def _epoch_row(job: Job) -> dict[str, Any]:
         "macs_ratio": sums["ratio"] / n,
         "executed_macs": int(sums["macs"]),
         "step_seconds": sums["seconds"] / n,
+        "data_wait_seconds": sums.get("waited", 0.0),
     }
     if sums.get("paired"):
         row["loss_b"] = sums["loss_b"] / sums["paired"]
@@ -230,6 +233,8 @@ def summarize(job: Job, network: Network) -> dict[str, Any]:
         else find_recipe(settings.recipe).summary(asdict(settings)),
         "evaluated_on": job.dataset.evaluated_on,
         "data_source": job.dataset.source,
+        "unreadable_files": len(job.dataset.unreadable),
+        "data_wait_seconds": totals.wait_seconds,
         "estimator": settings.estimator if settings.method == CompletelySparse.name else None,
         "test_images": len(job.dataset.test_labels),
         "test_accuracy": accuracy,

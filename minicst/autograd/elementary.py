@@ -197,14 +197,12 @@ class ChannelSlice(Function):
     """Channels `index` of the last axis;  g put back at their places, 0 elsewhere."""
 
     def forward(self, x: Array, *, index: Array) -> Array:
-        self.save(x.shape, index)
-        return self.xp.take(x, index, axis=-1)
+        self.save(index, x.shape[-1])
+        return self.backend.take_channels(x, index)
 
     def backward(self, g: Array) -> tuple[Array, ...]:
-        shape, index = self.saved
-        grad_x = self.xp.zeros(shape, g.dtype)
-        grad_x[..., index] = g
-        return (grad_x,)
+        index, channels = self.saved
+        return (self.backend.place_channels(g, index, channels),)
 
 
 class ChannelScatter(Function):
@@ -212,13 +210,11 @@ class ChannelScatter(Function):
 
     def forward(self, x: Array, *, index: Array, channels: int) -> Array:
         self.save(index)
-        out = self.xp.zeros((*x.shape[:-1], channels), x.dtype)
-        out[..., index] = x
-        return out
+        return self.backend.place_channels(x, index, channels)
 
     def backward(self, g: Array) -> tuple[Array, ...]:
         (index,) = self.saved
-        return (self.xp.take(g, index, axis=-1),)
+        return (self.backend.take_channels(g, index),)
 
 
 class Subsample(Function):

@@ -7,8 +7,17 @@ from functools import lru_cache
 from minicst.backend.base import Backend, conv_output_size
 from minicst.backend.meter import PASSES, Meter
 from minicst.backend.numpy_backend import NumpyBackend
+from minicst.backend.sparse_linear import Pattern
 
-__all__ = ["PASSES", "Backend", "Meter", "NumpyBackend", "conv_output_size", "get_backend"]
+__all__ = [
+    "PASSES",
+    "Backend",
+    "Meter",
+    "NumpyBackend",
+    "Pattern",
+    "conv_output_size",
+    "get_backend",
+]
 
 DEVICES = ("cpu", "cuda", "auto")
 

@@ -52,6 +52,9 @@ class Backend:
     max_pool2d_backward: Callable[..., Array]
     avg_pool2d: Callable[..., Array]
     avg_pool2d_backward: Callable[..., Array]
+    sparse_linear: Callable[..., Array]  # sparse_linear.py
+    sparse_linear_grad_weight: Callable[..., Array]
+    sparse_linear_grad_input: Callable[..., Array]
     relu: Callable[..., Array]  # numpy_backend.py
     relu_backward: Callable[..., Array]
     sgd_update: Callable[..., None]
@@ -59,6 +62,11 @@ class Backend:
 
     def __init__(self) -> None:
         self.meter = Meter()
+
+    @property
+    def sparse(self) -> Any:
+        """Module of sparse matrices: scipy.sparse or cupyx.scipy.sparse."""
+        raise NotImplementedError
 
     def asarray(self, values: Any, dtype: Any = None) -> Array:
         """Return `values` as an array of this backend; NumPy arrays are copied to the device."""
@@ -75,6 +83,16 @@ class Backend:
     def scatter(self, array: Array, index: Array, values: Array) -> None:
         """Set array's elements at flat positions `index` to values; both arrays are contiguous."""
         array.reshape(-1)[index] = values.reshape(-1)
+
+    def take_channels(self, x: Array, index: Array) -> Array:
+        """Return channels `index` (distinct) of the last axis."""
+        return self.xp.take(x, index, axis=-1)
+
+    def place_channels(self, x: Array, index: Array, channels: int) -> Array:
+        """Return zeros (..., channels) with x's channels at places `index` (distinct)."""
+        out = self.xp.zeros((*x.shape[:-1], channels), x.dtype)
+        out[..., index] = x
+        return out
 
     def im2col(self, x: Array, kh: int, kw: int, stride: int = 1, padding: int = 0) -> Array:
         """Lay out every window of x as one row, so that convolution is one matrix product.

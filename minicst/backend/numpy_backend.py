@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from typing import Any
@@ -16,9 +17,12 @@ from minicst.backend.depthwise import DepthwiseOps
 from minicst.backend.normalization import NormalizationOps
 from minicst.backend.pool import WorkerPool, Workspace
 from minicst.backend.pooling import PoolingOps
+from minicst.backend.sparse_linear import RowwiseSparseLinearOps
 
 
-class NumpyBackend(ConvolutionOps, DepthwiseOps, NormalizationOps, PoolingOps):
+class NumpyBackend(
+    ConvolutionOps, DepthwiseOps, RowwiseSparseLinearOps, NormalizationOps, PoolingOps
+):
     """Channels-last arrays of numpy; the readable specification that other backends override.
 
     Creating it holds BLAS to one thread for the whole process: the pool's threads share the
@@ -36,6 +40,13 @@ class NumpyBackend(ConvolutionOps, DepthwiseOps, NormalizationOps, PoolingOps):
         ThreadpoolController().limit(limits=1, user_api="blas")
         self.pool = WorkerPool(threads or available_cores())
         self.workspace = Workspace()
+
+    @property
+    def sparse(self) -> Any:
+        """scipy.sparse, imported by the first who needs it."""
+        import scipy.sparse
+
+        return scipy.sparse
 
     @property
     def threads(self) -> int:
@@ -57,6 +68,42 @@ class NumpyBackend(ConvolutionOps, DepthwiseOps, NormalizationOps, PoolingOps):
         """Fill out with array's elements at flat positions `index`; both arrays are contiguous."""
         # mode="wrap" spares numpy a buffered copy of the result.
         np.take(array.reshape(-1), index, out=out.reshape(-1), mode="wrap")
+
+    def take_channels(self, x: np.ndarray, index: np.ndarray) -> np.ndarray:
+        """Return channels `index` (distinct) of the last axis."""
+        c_in, c_out = x.shape[-1], len(index)
+        out = np.empty((*x.shape[:-1], c_out), x.dtype)
+        n = math.prod(x.shape[:-1])
+        rows, into = x.reshape(n, c_in), out.reshape(n, c_out)
+        chunks = split(n, STREAM_BYTES // max(c_in * x.itemsize, 1))
+
+        def task(i: int) -> None:
+            start, stop = chunks[i]
+            np.take(rows[start:stop], index, axis=1, out=into[start:stop], mode="wrap")
+
+        self.pool.run(len(chunks) if c_out else 0, task, x.nbytes)
+        return out
+
+    def place_channels(self, x: np.ndarray, index: np.ndarray, channels: int) -> np.ndarray:
+        """Return zeros (..., channels) with x's channels at places `index` (distinct)."""
+        # Assigning to out[..., index] is seven times slower than taking from x and one zero more.
+        c_in = x.shape[-1]
+        source = np.full(channels, c_in)
+        source[index] = np.arange(c_in)
+        out = np.empty((*x.shape[:-1], channels), x.dtype)
+        n = math.prod(x.shape[:-1])
+        rows, into = x.reshape(n, c_in), out.reshape(n, channels)
+        chunks = split(n, STREAM_BYTES // max(channels * x.itemsize, 1))
+
+        def task(i: int) -> None:
+            start, stop = chunks[i]
+            padded = self.workspace.get("placed", (stop - start, c_in + 1), x.dtype)
+            padded[:, :c_in] = rows[start:stop]
+            padded[:, c_in] = 0
+            np.take(padded, source, axis=1, out=into[start:stop], mode="wrap")
+
+        self.pool.run(len(chunks), task, out.nbytes)
+        return out
 
     def relu(self, x: np.ndarray) -> np.ndarray:
         """max(x, 0), elementwise."""

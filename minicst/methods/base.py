@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -261,16 +261,23 @@ def recalibrate(network: Network, batches: Iterable[Batch]) -> None:
 
 def evaluate(network: Network, batches: Iterable[Batch]) -> tuple[float, float]:
     """Return accuracy and mean cross-entropy in eval mode; booked under "evaluate"."""
-    right, loss, n = 0, 0.0, 0
-    meter = network.parameters()[0].backend.meter
-    with no_grad(), meter.in_phase("evaluate"):
+    return evaluate_all([network], batches)[0]
+
+
+def evaluate_all(
+    networks: Sequence[Network], batches: Iterable[Batch]
+) -> list[tuple[float, float]]:
+    """Return accuracy and mean cross-entropy of each network; the batches are run through once."""
+    right, loss, n = [0] * len(networks), [0.0] * len(networks), 0
+    with no_grad(), networks[0].parameters()[0].backend.meter.in_phase("evaluate"):
         for i, batch in enumerate(batches):
-            logits = network(batch.images, training=False, step=i)
             images = len(batch.labels)
-            right += int((logits.numpy().argmax(axis=1) == batch.labels).sum())
-            loss += F.cross_entropy(logits, batch.labels).item() * images
             n += images
-    return right / max(n, 1), loss / max(n, 1)
+            for k, network in enumerate(networks):
+                logits = network(batch.images, training=False, step=i)
+                right[k] += int((logits.numpy().argmax(axis=1) == batch.labels).sum())
+                loss[k] += F.cross_entropy(logits, batch.labels).item() * images
+    return [(r / max(n, 1), x / max(n, 1)) for r, x in zip(right, loss, strict=True)]
 
 
 def _array(arrays: dict[str, np.ndarray], name: str, shape: tuple[int, ...]) -> np.ndarray:

@@ -119,8 +119,14 @@ def gated(network: Network, mask: ArrayLike) -> GatedNetwork:
         mask: (n_maskable,), >= 0; soft or 0/1. Empty groups should have been repaired.
 
     Raises:
-        ValueError: if the mask has another length, or an entry that is negative or NaN.
+        ValueError: if the mask has another length, or an entry that is negative or NaN; or if a
+            unit is masked weight by weight: gates stand behind channels.
     """
+    if by_weight := network.weight_units():
+        raise ValueError(
+            f"unit '{min(by_weight)}' is masked weight by weight, and the chain-rule methods (ste, "
+            "gumbel) mask channels: build the network with linear_masks channels"
+        )
     mask = np.asarray(mask, np.float64)
     if mask.shape != (network.n_maskable,) or not (mask >= 0.0).all():
         raise ValueError(

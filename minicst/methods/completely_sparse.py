@@ -415,10 +415,10 @@ def checked_budget(network: Network, keep_rate: float) -> float:
         ValueError: if the keep rate is not in (0, 1], nothing is maskable, or the budget is smaller
             than the number of groups that may not be empty.
     """
-    n = network.n_maskable
+    n, what = network.n_maskable, network.maskable
     if not 0.0 < keep_rate <= 1.0:
         raise ValueError(
-            f"keep rate {keep_rate}: it is the share of channels that are kept, in (0, 1]"
+            f"keep rate {keep_rate}: it is the share of {what} that are kept, in (0, 1]"
         )
     if n == 0:
         raise ValueError(f"network {network.name} has no maskable channels: use --method dense")
@@ -426,7 +426,7 @@ def checked_budget(network: Network, keep_rate: float) -> float:
     budget = keep_rate * n
     if budget < needed:
         raise ValueError(
-            f"keep rate {keep_rate} of {n} channels is a budget of {budget:.3g} channels, but "
+            f"keep rate {keep_rate} of {n} {what} is a budget of {budget:.3g} {what}, but "
             f"{needed} groups of {network.name} may not be empty: the keep rate must be at least "
             f"{needed / n:.4f}, or the network wider"
         )

@@ -14,7 +14,7 @@ from minicst.models import build
 from minicst.nn import Network, clone
 from minicst.randomness import rng_for
 from minicst.sparse.accounting import count_macs
-from minicst.sparse.expected import expected_macs
+from minicst.sparse.expected import expected_macs, keep_rate_for
 from minicst.sparse.liveness import repair
 from minicst.sparse.subnetwork import cut
 
@@ -70,8 +70,12 @@ class FixedMask(FixedSubnetwork):
         uniform = np.full(n, hyper.keep_rate)
         target = target_macs or expected_macs(network, plan.input_shape, uniform)
         dense = count_macs(network, plan.input_shape).macs
-        # MACs grow with the square of the rate, so this is where a mask of that size is likely.
-        rate = min(1.0, max((target / dense) ** 0.5, 1.0 / n))
+        if network.weight_units():
+            share = min(target / dense, 1.0)
+            rate = max(keep_rate_for(network, plan.input_shape, share), 1.0 / n)
+        else:
+            # MACs grow with the square of the rate, so this is where a mask of that size is likely.
+            rate = min(1.0, max((target / dense) ** 0.5, 1.0 / n))
         masks = [
             repair(network, rng_for(hyper.seed, "fixed-mask", i).random(n) < rate, uniform)[0]
             for i in range(self.tries)

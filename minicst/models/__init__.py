@@ -9,6 +9,9 @@ A *unit* writes the channels of its *group*, and a group has one mask, whoever w
                     each writer keeps its group, and a channel of the sum is live where *any* writer
                     is (the union). "tied": all writers of a stage's stream share one group, so that
                     the same channels are live in all of them
+    linear weights  with linear_masks "weights", a linear layer's group has an entry for each of its
+                    weights, none for its neurons, and the classifier has such a group too. A neuron
+                    that no live weight joins to a live input, or to a live reader, is absent
     pre-activation  a norm on the stream has no mask of its own. A dead stream channel is 0 before
                     it and, as batch norm would turn 0 into beta, is kept 0 behind it
 
@@ -17,7 +20,7 @@ independent ones a stream with w writers has the share 1 - (1 - rho)^w of its ch
 few blocks it is nearly dense, and what a convolution that reads it costs falls as rho only.
 `minicst graph NETWORK --keep-rate R` draws groups, unions and what is live under one mask.
 
-Paper: Sec. 4.1, each filter F_c has a mask [eq2]
+Paper: Sec. 4.1, each filter F_c has a mask [eq2]; Discussion [fc-weights]
 Differs: the paper doesn't say how masks meet at an add or in a depthwise layer.
 """
 
@@ -43,7 +46,7 @@ class Architecture:
     """What is known of a network before it is built.
 
     Attributes:
-        build: makes it from (name, num_classes, in_channels, width, ..., rng).
+        build: makes it from (name, num_classes, in_channels, width, linear_masks, ..., rng).
         takes: names of further arguments of `build`: residual, shortcut, image_size.
         image: (h, w, c) of the images that its published counts are for.
         num_classes: of its published counts.
@@ -90,6 +93,7 @@ def build(
     shortcut: str = "B",
     image_size: int = 32,
     seed: int = 0,
+    linear_masks: str = "channels",
 ) -> Network:
     """Build a network by name, weights drawn from `seed` (He normal), float32.
 
@@ -102,6 +106,8 @@ def build(
         shortcut: "A" (pad) or "B" (1x1 convolution) into a new stage (CIFAR ResNets).
         image_size: side of the images; only the mlp depends on it.
         seed: of the weights.
+        linear_masks: "channels": hidden linear layers have a mask for each neuron, the classifier
+            none; "weights": every linear layer has one for each weight.
 
     Raises:
         ValueError: if a name or a number is impossible; names what came and the choices.
@@ -112,6 +118,8 @@ def build(
         raise ValueError(f"residual '{residual}': choose tied or independent")
     if shortcut not in ("A", "B"):
         raise ValueError(f"shortcut '{shortcut}': choose A (pad) or B (1x1 convolution)")
+    if linear_masks not in ("channels", "weights"):
+        raise ValueError(f"linear masks '{linear_masks}': choose channels or weights")
     if num_classes < 2 or in_channels < 1 or image_size < 1 or not 0 < width <= 64:
         raise ValueError(
             f"num_classes={num_classes}, in_channels={in_channels}, width={width}, "
@@ -131,6 +139,7 @@ def build(
         num_classes=num_classes,
         in_channels=in_channels,
         width=width,
+        linear_masks=linear_masks,
         rng=rng_for(seed, "init", name),
         **{key: offered[key] for key in architecture.takes},
     )

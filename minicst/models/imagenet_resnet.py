@@ -25,6 +25,7 @@ def build_imagenet_resnet(
     num_classes: int,
     in_channels: int,
     width: float,
+    linear_masks: str,
     residual: str,
     rng: np.random.Generator,
 ) -> Network:
@@ -54,5 +55,5 @@ def build_imagenet_resnet(
             stream = network.add(f"{at}.add", Add(c_out), branch, stream)
             c_in = c_out
     at = network.add("mean", GlobalPool(), stream)
-    network.add("classifier", classifier(c_in, num_classes, rng), at)
+    network.add("classifier", classifier(c_in, num_classes, linear_masks, rng), at)
     return network

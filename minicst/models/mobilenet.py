@@ -22,7 +22,12 @@ BLOCKS = (
 
 
 def build_mobilenet(
-    name: str, num_classes: int, in_channels: int, width: float, rng: np.random.Generator
+    name: str,
+    num_classes: int,
+    in_channels: int,
+    width: float,
+    linear_masks: str,
+    rng: np.random.Generator,
 ) -> Network:
     """Build the network, channels times `width`."""
     network = Network(name, in_channels)
@@ -37,5 +42,5 @@ def build_mobilenet(
         at = network.add(f"block{block}.pointwise", pointwise, at)
         c_in = c_out
     at = network.add("mean", GlobalPool(), at)
-    network.add("classifier", classifier(c_in, num_classes, rng), at)
+    network.add("classifier", classifier(c_in, num_classes, linear_masks, rng), at)
     return network

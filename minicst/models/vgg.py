@@ -1,4 +1,4 @@
-"""VGG-style chains and the fully connected network of the paper's Figure 1.
+"""VGG-style chains, the fully connected network of the paper's Figure 1, and every classifier.
 
 Every unit has a group of its own: a chain can be cut anywhere.
 Source: Simonyan and Zisserman (2015), with batch norm and one linear layer on 512 averaged
@@ -31,7 +31,12 @@ MLP_NEURONS = (64, 64)
 
 
 def build_vgg(
-    name: str, num_classes: int, in_channels: int, width: float, rng: np.random.Generator
+    name: str,
+    num_classes: int,
+    in_channels: int,
+    width: float,
+    linear_masks: str,
+    rng: np.random.Generator,
 ) -> Network:
     """Build one of VGG_LAYERS, filters times `width`."""
     network = Network(name, in_channels)
@@ -47,7 +52,7 @@ def build_vgg(
         at = network.add(f"conv{n_conv}", unit, at)
         c_in = c_out
     at = network.add("mean", GlobalPool(), at)
-    network.add("classifier", classifier(c_in, num_classes, rng), at)
+    network.add("classifier", classifier(c_in, num_classes, linear_masks, rng), at)
     return network
 
 
@@ -56,24 +61,34 @@ def build_mlp(
     num_classes: int,
     in_channels: int,
     width: float,
+    linear_masks: str,
     image_size: int,
     rng: np.random.Generator,
 ) -> Network:
-    """Build two hidden layers of maskable neurons, the paper's Figure 1 with batch norm."""
+    """Build two hidden layers of maskable neurons, the paper's Figure 1 with batch norm.
+
+    With linear_masks "weights", of maskable weights instead.
+    """
     network = Network(name, in_channels)
     pixels = image_size**2
     at, c_in = network.add("flatten", Flatten(pixels), INPUT), pixels * in_channels
     for i, neurons in enumerate(MLP_NEURONS, 1):
         c_out = scaled(neurons, width)
-        at = network.add(f"fc{i}", Unit.create(c_in, c_out, group=f"fc{i}", rng=rng), at)
+        unit = Unit.create(c_in, c_out, group=f"fc{i}", mask_on=linear_masks, rng=rng)
+        at = network.add(f"fc{i}", unit, at)
         c_in = c_out
-    network.add("classifier", classifier(c_in, num_classes, rng), at)
+    network.add("classifier", classifier(c_in, num_classes, linear_masks, rng), at)
     return network
 
 
-def classifier(c_in: int, num_classes: int, rng: np.random.Generator) -> Unit:
-    """Build the linear layer on top: never masked, no batch norm."""
-    return Unit.create(c_in, num_classes, bias=True, norm=False, relu=False, rng=rng)
+def classifier(c_in: int, num_classes: int, linear_masks: str, rng: np.random.Generator) -> Unit:
+    """Build the linear layer on top, without batch norm.
+
+    No mask on its neurons, which are the classes; with linear_masks "weights" one on each weight.
+    """
+    masks = {"group": "classifier", "mask_on": "weights"} if linear_masks == "weights" else {}
+    plain = {"bias": True, "norm": False, "relu": False, "rng": rng}
+    return Unit.create(c_in, num_classes, **plain, **masks)  # type: ignore[arg-type]
 
 
 def scaled(channels: int, width: float) -> int:

@@ -23,6 +23,7 @@ def build_wide_resnet(
     num_classes: int,
     in_channels: int,
     width: float,
+    linear_masks: str,
     residual: str,
     rng: np.random.Generator,
 ) -> Network:
@@ -56,5 +57,5 @@ def build_wide_resnet(
             c_in = c_out
     at = network.add("norm", Norm(c_in), stream)
     at = network.add("mean", GlobalPool(), at)
-    network.add("classifier", classifier(c_in, num_classes, rng), at)
+    network.add("classifier", classifier(c_in, num_classes, linear_masks, rng), at)
     return network

@@ -1,11 +1,12 @@
 """Modules, layers and networks."""
 
-from minicst.nn.layers import BatchNorm, Conv2d, Linear, he_normal
+from minicst.nn.layers import BatchNorm, Conv2d, Linear, SparseLinear, he_normal
 from minicst.nn.module import Module
 from minicst.nn.network import INPUT, Network, clone
 from minicst.nn.node import Context, Node
 from minicst.nn.nodes import Add, Flatten, GlobalPool, Norm, Pool, Shortcut
-from minicst.nn.unit import ChannelNoise, Unit
+from minicst.nn.noise import ChannelNoise
+from minicst.nn.unit import Unit
 
 __all__ = [
     "INPUT",
@@ -23,6 +24,7 @@ __all__ = [
     "Norm",
     "Pool",
     "Shortcut",
+    "SparseLinear",
     "Unit",
     "clone",
     "he_normal",

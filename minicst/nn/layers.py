@@ -1,4 +1,4 @@
-"""Layers with parameters: convolution, linear, batch norm."""
+"""Layers with parameters: convolution, linear (dense or sparse), batch norm."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import numpy as np
 
 import minicst.functional as F
 from minicst.autograd import Parameter, Tensor
+from minicst.backend import Pattern
 from minicst.nn.module import Module
 
 
@@ -72,9 +73,32 @@ class Linear(Module):
         self.bias = Parameter(np.zeros(c_out, np.float32)) if bias else None
         self.c_in, self.c_out = c_in, c_out
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Map x (n, c_in) to (n, c_out)."""
-        return F.linear(x, self.weight, self.bias)
+    def __call__(self, x: Tensor, mask: np.ndarray | None = None) -> Tensor:
+        """Map x (n, c_in) to (n, c_out), the weight times a mask of its shape if given."""
+        return F.linear(x, _masked(self.weight, mask), self.bias)
+
+
+class SparseLinear(Module):
+    """Return x S^T + b, where only the live weights of S (c_out, c_in) exist; weight (n_live,).
+
+    Args:
+        pattern: places of the live weights.
+        bias: whether a number per neuron is added.
+    """
+
+    def __init__(self, pattern: Pattern, bias: bool = True) -> None:
+        self.pattern = pattern
+        self.c_out, self.c_in = pattern.shape
+        self.weight = Parameter(np.zeros(pattern.size, np.float32))
+        self.bias = Parameter(np.zeros(self.c_out, np.float32)) if bias else None
+
+    def __call__(self, x: Tensor, mask: np.ndarray | None = None) -> Tensor:
+        """Map x (n, c_in) to (n, c_out), the live weights times a mask (n_live,) if given."""
+        return F.sparse_linear(x, _masked(self.weight, mask), self.pattern, self.bias)
+
+
+def _masked(weight: Tensor, mask: np.ndarray | None) -> Tensor:
+    return weight if mask is None else weight * mask.astype(weight.dtype)
 
 
 class BatchNorm(Module):

@@ -86,12 +86,21 @@ class Network(Module):
         """{group: its place in the flat mask}, in the order in which data meets the groups."""
         if self._groups is None:
             sizes: dict[str, int] = {}
+            by_weight = self.weight_units()
             for name, node in self.nodes.items():
                 if node.group is not None:
                     size = self._channels[name] if node.members is None else max(node.members) + 1
+                    if name in by_weight:
+                        size = by_weight[name].transform.weight.size
                     sizes[node.group] = max(size, sizes.get(node.group, 0))
+            for name, unit in by_weight.items():
+                if sum(node.group == unit.group for node in self.nodes.values()) > 1:
+                    raise ValueError(
+                        f"node '{name}' is masked weight by weight: no other node can share its "
+                        f"group '{unit.group}'"
+                    )
             for name, node in self.nodes.items():
-                if node.group is None or node.members is not None:
+                if node.group is None or node.members is not None or name in by_weight:
                     continue
                 if self._channels[name] != sizes[node.group]:
                     raise ValueError(
@@ -106,7 +115,10 @@ class Network(Module):
         return self._groups
 
     def own(self, name: str, flat: np.ndarray) -> np.ndarray | None:
-        """Entries of a flat vector (mask, keep_prob) for a node's channels; None: no group."""
+        """Entries of a flat vector (mask, keep_prob) for a node's channels; None: no group.
+
+        For a unit masked weight by weight they are its weights', row by row.
+        """
         node = self.nodes[name]
         if node.group is None:
             return None
@@ -115,8 +127,14 @@ class Network(Module):
 
     @property
     def n_maskable(self) -> int:
-        """Number of maskable channels: the length of mask and keep_prob."""
+        """Number of maskable channels (or weights): the length of mask and keep_prob."""
         return max((place.stop for place in self.groups.values()), default=0)
+
+    @property
+    def maskable(self) -> str:
+        """What the entries of a mask are: "channels", "weights" or "channels and weights"."""
+        kinds = {node.mask_on for node in self.nodes.values() if node.group is not None}
+        return " and ".join(sorted(kinds)) or "channels"
 
     def __call__(
         self,
@@ -127,6 +145,7 @@ class Network(Module):
         step: int = 0,
         mask_position: str = "after-norm",
         gate: Callable[[str, Tensor], Tensor] | None = None,
+        weights: dict[str, np.ndarray] | None = None,
     ) -> Tensor:
         """Return the logits.
 
@@ -138,16 +157,22 @@ class Network(Module):
             step: of training; keys planted noise.
             mask_position: for the masked form, see Context.
             gate: takes a node's name and output, returns what others read instead.
+            weights: live weights of every unit masked weight by weight, for the masked form.
 
         Returns:
             (n, num_classes).
         """
+        if live is not None and (missing := self.weight_units().keys() - (weights or {}).keys()):
+            raise ValueError(
+                f"unit '{min(missing)}' is masked weight by weight: the masked form needs its "
+                "`weights` beside `live`, as masked(network, mask) gives them"
+            )
         x = x if isinstance(x, Tensor) else Tensor(x)
         if x.ndim != 4 or x.shape[-1] != self.in_channels:
             raise ValueError(
                 f"network {self.name} takes images (n, h, w, {self.in_channels}), got {x.shape}"
             )
-        context = Context(training, track, live, step, mask_position)
+        context = Context(training, track, live, step, mask_position, weights)
         meter = x.backend.meter
         values = {INPUT: x}
         last_read = {read: name for name, reads in self.inputs.items() for read in reads}
@@ -191,6 +216,10 @@ class Network(Module):
         """{name: unit} of the nodes that multiply."""
         return {name: node for name, node in self.nodes.items() if isinstance(node, Unit)}
 
+    def weight_units(self) -> dict[str, Unit]:
+        """{name: unit} of the units masked weight by weight."""
+        return {name: unit for name, unit in self.units().items() if unit.mask_on == "weights"}
+
     def norms(self) -> dict[str, BatchNorm]:
         """{name: batch norm} of the nodes that have one."""
         found = {name: getattr(node, "norm", None) for name, node in self.nodes.items()}
@@ -228,6 +257,7 @@ class Network(Module):
         lines = [f"Network {self.name}: {self.n_parameters():,} parameters"]
         for name, node in self.nodes.items():
             group = f", group {node.group}" if node.group else ""
+            group += " of weights" if node.mask_on == "weights" else ""
             reads = ", ".join(self.inputs[name])
             channels = f"{self._channels[name]} channels{group}"
             lines.append(f"  {name}: {node.kind}, {channels} <- {reads}")

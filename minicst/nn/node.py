@@ -3,11 +3,14 @@
 That knowledge is all that liveness, cut and accounting use, so a new kind of node is one class:
 
     out_shape(shapes)               (h, w, c) of the output, or (c,) after global pooling
-    alive(live_inputs, mask)        which output channels can carry something
-    readers(live_out)               which input channels a node with these live outputs reads
-    narrow(keep_inputs, keep_out)   the physically small node, its arrays still to be filled
-    axes()                          for every array, whether its first and last axis run over
-                                    output ("out") or input ("in") channels
+    alive(live_inputs, mask)             which output channels can carry something
+    readers(live_out, mask)              which input channels a node with these live outputs reads
+    narrow(keep_inputs, keep_out, mask)  the physically small node, its arrays still to be filled
+    axes()                               for every array, whether its first and last axis run over
+                                         output ("out") or input ("in") channels, or whether it has
+                                         a mask for each of its numbers ("entry")
+
+A mask has one entry a channel, but for linear units masked weight by weight: one a weight there.
 """
 
 from __future__ import annotations
@@ -34,6 +37,8 @@ class Context:
         step: number of the training step, which keys planted noise.
         mask_position: "after-norm" (an absent channel is 0) or "filter" (masked before batch norm,
             so that beta leaks out of absent channels, as in the paper's formula).
+        weights: {unit: bool of its weight's shape}, for units masked weight by weight in the masked
+            form.
     """
 
     def __init__(
@@ -43,12 +48,14 @@ class Context:
         live: dict[str, Live] | None = None,
         step: int = 0,
         mask_position: str = "after-norm",
+        weights: dict[str, np.ndarray] | None = None,
     ) -> None:
         self.training = training
         self.track = track
         self.live = live
         self.step = step
         self.mask_position = mask_position
+        self.weights = weights or {}
 
 
 class Node(Module):
@@ -58,11 +65,13 @@ class Node(Module):
         group: names the maskable channels it writes, if it has any.
         members: which of the group's channels it writes; None: all, in order. In a cut network the
             nodes of one group may keep different channels, as a padded shortcut does.
+        mask_on: what an entry of the group's mask decides about: "channels", or "weights".
     """
 
     kind: ClassVar[str] = ""
     group: str | None = None
     members: list[int] | None = None
+    mask_on: str = "channels"
 
     def forward(self, name: str, inputs: list[Tensor], context: Context) -> Tensor:
         """Compute the output."""
@@ -88,14 +97,20 @@ class Node(Module):
         """Return which output channels can be nonzero, given live inputs and the group's mask."""
         return live_inputs[0]
 
-    def readers(self, live_out: Live) -> list[Live]:
+    def readers(self, live_out: Live, mask: Live | None = None) -> list[Live]:
         """For each input, which of its channels this node reads to make `live_out`.
 
         One entry stands for all inputs if they are read alike.
         """
         return [live_out]
 
-    def narrow(self, keep_inputs: list[np.ndarray], keep_out: np.ndarray) -> Node:
+    def revivable(self, live_inputs: list[Live]) -> Live:
+        """Return which entries of the group's mask make something live, given live inputs."""
+        return self.alive(live_inputs, None)
+
+    def narrow(
+        self, keep_inputs: list[np.ndarray], keep_out: np.ndarray, mask: Live | None = None
+    ) -> Node:
         """Return the same kind of node for the kept channels (indices), arrays unfilled."""
         return type(self)(**self.config())
 

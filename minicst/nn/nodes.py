@@ -55,7 +55,9 @@ class Norm(Node):
             )
         return self.channels
 
-    def narrow(self, keep_inputs: list[np.ndarray], keep_out: np.ndarray) -> Norm:
+    def narrow(
+        self, keep_inputs: list[np.ndarray], keep_out: np.ndarray, mask: Live | None = None
+    ) -> Norm:
         """Batch norm of the live channels."""
         return Norm(**self.config() | {"channels": len(keep_out)})
 
@@ -149,7 +151,7 @@ class Flatten(Node):
         """A channel's liveness at every pixel."""
         return np.tile(live_inputs[0], self.pixels)
 
-    def readers(self, live_out: Live) -> list[Live]:
+    def readers(self, live_out: Live, mask: Live | None = None) -> list[Live]:
         """A channel is read if it is at any pixel."""
         return [np.asarray(live_out.reshape(self.pixels, -1).any(axis=0))]
 
@@ -220,13 +222,15 @@ class Shortcut(Node):
         out[self.place] = live_inputs[0][self.take]
         return out if mask is None else out & mask
 
-    def readers(self, live_out: Live) -> list[Live]:
+    def readers(self, live_out: Live, mask: Live | None = None) -> list[Live]:
         """The input channels that are placed where something is live."""
         needed = np.zeros(max(self.take, default=-1) + 1, bool)
         needed[self.take] = live_out[self.place]
         return [needed]
 
-    def narrow(self, keep_inputs: list[np.ndarray], keep_out: np.ndarray) -> Shortcut:
+    def narrow(
+        self, keep_inputs: list[np.ndarray], keep_out: np.ndarray, mask: Live | None = None
+    ) -> Shortcut:
         """Only live channels are left, so nothing is padded."""
         position_in = {int(c): i for i, c in enumerate(keep_inputs[0])}
         position_out = {int(c): i for i, c in enumerate(keep_out)}
@@ -299,13 +303,15 @@ class Add(Node):
                 out[place] |= live
         return out
 
-    def readers(self, live_out: Live) -> list[Live]:
+    def readers(self, live_out: Live, mask: Live | None = None) -> list[Live]:
         """Whatever is live is read from every input."""
         if self.places is None:
             return [live_out]
         return [live_out if place is None else live_out[place] for place in self.places]
 
-    def narrow(self, keep_inputs: list[np.ndarray], keep_out: np.ndarray) -> Add:
+    def narrow(
+        self, keep_inputs: list[np.ndarray], keep_out: np.ndarray, mask: Live | None = None
+    ) -> Add:
         """Each input at its places of the union; inputs without live channels are left out."""
         places: list[list[int] | None] = []
         for i, keep in enumerate(keep_inputs):

@@ -24,7 +24,8 @@ class LayerCount:
 
     Attributes:
         name: of the node.
-        kind: "conv 3x3", "conv 3x3 / 2" (stride), "depthwise 3x3", "linear", "norm".
+        kind: "conv 3x3", "conv 3x3 / 2" (stride), "depthwise 3x3", "linear", "linear, by weight"
+            (each weight has a mask), "norm".
         c_in: live input channels.
         c_out: live output channels.
         out_shape: (h, w) of the output; () if linear.
@@ -78,9 +79,10 @@ class MacCount:
 def count_macs(network: Network, input_shape: Shape, mask: np.ndarray | None = None) -> MacCount:
     """Count parameters, multiply-adds and activations by formula, for one image.
 
-    macs(unit) = oh ow kh kw (live inputs) (live filters)
+    macs(unit) = oh ow kh kw (live inputs) (live filters), or
+                 the number of live weights where each has a mask of its own
 
-    Paper: Remark 1, the cost falls to about rho^2 [remark1]
+    Paper: Remark 1, the cost falls to about rho^2 [remark1]; Sec. 4.1, Discussion [fc-weights]
 
     Args:
         network: any network, cut ones included.
@@ -91,7 +93,8 @@ def count_macs(network: Network, input_shape: Shape, mask: np.ndarray | None = N
         ValueError: if the images or the mask don't fit.
     """
     shapes = network.shapes(input_shape)
-    live = propagate(network, mask)
+    flat = as_mask(network, mask)
+    live = propagate(network, flat)
     n_live = {name: int(channels.sum()) for name, channels in live.items()}
     on_tape = _on_tape(network)
     layers = []
@@ -101,14 +104,16 @@ def count_macs(network: Network, input_shape: Shape, mask: np.ndarray | None = N
         source = network.inputs[name][0]
         n_in, n_out = n_live[source], n_live[name]
         if isinstance(node, Unit):
-            kind, params = _kind(node), round(unit_params(node, n_in, n_out))
-            macs = round(node.macs(shapes[source], n_in, n_out))
+            n_weights = None
+            if node.mask_on == "weights":
+                own = network.own(name, flat)
+                n_weights = int(node.live_weights(live[source], live[name], own).sum())
+            kind, params = _kind(node), round(unit_params(node, n_in, n_out, n_weights))
+            macs = round(node.macs(shapes[source], n_in, n_out, n_weights))
         else:
             kind, params, macs = "norm", 2 * n_out, 0
         out_shape = shapes[name][:-1]
-        layers.append(
-            LayerCount(name, kind, n_in, n_out, out_shape, params, macs, on_tape[source])
-        )
+        layers.append(LayerCount(name, kind, n_in, n_out, out_shape, params, macs, on_tape[source]))
     return MacCount(
         layers=tuple(layers),
         params=sum(layer.params for layer in layers),
@@ -185,8 +190,12 @@ def chain_rule_macs(
         dense_backward: see above.
 
     Raises:
-        ValueError: if the images or the mask don't fit.
+        ValueError: if the images or the mask don't fit, or weights have masks of their own.
     """
+    if by_weight := network.weight_units():
+        raise ValueError(
+            f"unit '{min(by_weight)}' is masked weight by weight: chain-rule methods mask channels"
+        )
     shapes = network.shapes(input_shape)
     # Not what `propagate` says: every filter is computed, so every live channel is read.
     live = reached(network, as_mask(network, mask))
@@ -211,18 +220,23 @@ def chain_rule_macs(
 def _kind(unit: Unit) -> str:
     t = unit.transform
     if not unit.is_conv:
-        return "linear"
+        return "linear, by weight" if unit.mask_on == "weights" else "linear"
     name = "depthwise" if unit.is_depthwise else "conv"
     stride = f" / {t.stride}" if t.stride > 1 else ""  # type: ignore[union-attr]
     return f"{name} {t.kernel}x{t.kernel}{stride}"  # type: ignore[union-attr]
 
 
-def unit_params(unit: Unit, n_in: float, n_out: float) -> float:
-    """Parameters of a unit with n_in live inputs and n_out live filters, batch norm included."""
+def unit_params(unit: Unit, n_in: float, n_out: float, n_weights: float | None = None) -> float:
+    """Parameters of a unit with n_in live inputs and n_out live filters, batch norm included.
+
+    n_weights: live weights, where each has a mask of its own.
+    """
     t = unit.transform
     weights = t.weight.size * n_out / t.c_out
     if not unit.is_depthwise:
         weights *= n_in / t.c_in
+    if n_weights is not None:
+        weights = n_weights
     vectors = n_out * (2 * (unit.norm is not None) + (t.bias is not None))
     return weights + vectors if n_in else 0
 

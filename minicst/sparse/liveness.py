@@ -20,9 +20,11 @@ def propagate(network: Network, mask: np.ndarray | None) -> dict[str, Live]:
 
     Forward: a filter is live if its mask is 1 and something live comes in; a stream's channel is
     live where any of its writers is. Backward: what no live node reads is not live; a pool, an add
-    or a shortcut has the channels of its inputs as long as any is read.
+    or a shortcut has the channels of its inputs as long as any is read. Of a unit masked weight by
+    weight, a neuron is live if a live weight joins it to something live, and an input is read if
+    one joins it to a live neuron; the network's output keeps all its neurons if any has one.
 
-    Paper: Sec. 4.2.1, nothing passes a pruned channel [sec421-x]
+    Paper: Sec. 4.2.1, nothing passes a pruned channel [sec421-x]; Sec. 4.1, Discussion [fc-weights]
 
     Args:
         network: any network.
@@ -40,7 +42,7 @@ def propagate(network: Network, mask: np.ndarray | None) -> dict[str, Live]:
     needed[network.output][:] = True
     for name in reversed(network.nodes):
         live[name] = live[name] & needed[name]
-        reads = network.nodes[name].readers(live[name])
+        reads = network.nodes[name].readers(live[name], network.own(name, mask))
         wanted = reads if len(reads) > 1 else repeat(reads[0])
         for source, channels in zip(network.inputs[name], wanted, strict=False):
             needed[source][: channels.size] |= channels
@@ -65,7 +67,8 @@ def as_mask(network: Network, mask: np.ndarray | None) -> np.ndarray:
     mask = np.asarray(mask)
     if mask.shape != (n,):
         raise ValueError(
-            f"mask of shape {mask.shape}: network {network.name} has {n} maskable channels, "
+            f"mask of shape {mask.shape}: network {network.name} has {n} maskable "
+            f"{network.maskable}, "
             f"so the mask must have shape ({n},)"
         )
     if mask.dtype != bool and not np.isin(mask, (0, 1)).all():
@@ -77,8 +80,8 @@ def repair(network: Network, mask: np.ndarray, keep_prob: np.ndarray) -> tuple[n
     """Return a mask under which data reaches the output, and the number of channels switched on.
 
     Where the mask leaves a node empty without which nothing reaches the output, the most probable
-    channel is kept. In a residual branch empty is allowed: the branch then adds nothing. At an add
-    with nothing live the shortcut is revived.
+    channel (or weight, of those that read something live) is kept. In a residual branch empty is
+    allowed: the branch then adds nothing. At an add with nothing live the shortcut is revived.
 
     The score function takes the *drawn* mask: then the estimators stay unbiased, for the expected
     loss of the repaired network. Differs: paper and released code don't treat this case.
@@ -120,7 +123,7 @@ _spines: WeakKeyDictionary[Network, tuple[int, tuple[str, ...]]] = WeakKeyDictio
 
 
 def minimum_live(network: Network) -> int:
-    """Fewest channels that carry data to the output: one for each group on the shortest path."""
+    """Fewest entries under which data reaches the output: one a group on the shortest path."""
     passed: dict[str, frozenset[str]] = {INPUT: frozenset()}
     for name, node in network.nodes.items():
         shortest = min((passed[read] for read in network.inputs[name]), key=len)
@@ -146,6 +149,8 @@ def reached(network: Network, mask: np.ndarray) -> dict[str, Live]:
         live[name] = node.alive(
             [live[read] for read in network.inputs[name]], network.own(name, mask)
         )
+        if node.mask_on == "weights" and name == network.output:
+            live[name][:] = live[name].any()  # a class without live weights is its bias
     return live
 
 
@@ -161,7 +166,7 @@ def _revive(network: Network, name: str, mask: np.ndarray, keep_prob: np.ndarray
     own, numbers = network.own(name, mask), network.own(name, np.arange(mask.size))
     if own is not None and numbers is not None:
         live_inputs = [reached(network, mask)[read] for read in reads]
-        possible = node.alive(live_inputs, None)
+        possible = node.revivable(live_inputs)
         if possible.any() and not (possible & own).any():
             best = np.argmax(np.where(possible, keep_prob[numbers], -1.0))
             mask[numbers[best]] = True

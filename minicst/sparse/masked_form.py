@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from minicst.autograd import Tensor
-from minicst.nn import Network
+from minicst.nn import Network, Unit
 from minicst.nn.node import Live
 from minicst.optim import Optimizer
 from minicst.sparse.liveness import as_mask, propagate
@@ -22,7 +22,8 @@ class MaskedNetwork:
     that an absent channel is 0. With mask_position "filter" only the filters are masked, as in the
     paper's formula x_out = x_in * (F_c m_c) and in the released code: batch norm then gives an
     absent channel its beta, a constant that leaks into the next layer. Such a network can't be cut
-    without changing what it computes.
+    without changing what it computes. The weight of a unit masked weight by weight is multiplied by
+    its mask, and by nothing else: the live indicators of its input and output do the rest.
 
     Attributes:
         network: the full network.
@@ -46,7 +47,18 @@ class MaskedNetwork:
             live=self.live,
             step=step,
             mask_position=self.mask_position,
+            weights=self.weights,
         )
+
+    @property
+    def weights(self) -> dict[str, np.ndarray]:
+        """{unit: mask of its weight's shape, bool} of the units masked weight by weight."""
+        masks = {}
+        for name, unit in self.network.weight_units().items():
+            own = self.network.own(name, self.mask)
+            assert own is not None
+            masks[name] = own.reshape(unit.transform.weight.shape)
+        return masks
 
     def update(self) -> None:
         """Take an optimizer step that moves live entries only: absent ones are frozen."""
@@ -55,7 +67,7 @@ class MaskedNetwork:
         self.optimizer.step()
         if self.mask_position == "filter":
             return  # as released: decay and momentum move absent filters too
-        entries = live_entries(self.network, self.live)
+        entries = live_entries(self.network, self.live, self.mask)
         for name, parameter in self.optimizer.parameters.items():
             absent = ~entries[name]
             arrays = {"": parameter.data, **self.optimizer.state[name]}
@@ -74,7 +86,7 @@ def masked(
 ) -> MaskedNetwork:
     """Return the dense network times 0/1.
 
-    Paper: Sec. 4.1, x_out = x_in * (F_c m_c) [eq2]
+    Paper: Sec. 4.1, x_out = x_in * (F_c m_c) [eq2], and its Discussion [fc-weights]
 
     Args:
         network: the full network.
@@ -91,12 +103,23 @@ def masked(
     return MaskedNetwork(network, optimizer, propagate(network, mask), mask, mask_position)
 
 
-def live_entries(network: Network, live: dict[str, Live]) -> dict[str, np.ndarray]:
-    """{parameter or buffer: bool of its shape}, true where output and input channel are live."""
+def live_entries(
+    network: Network, live: dict[str, Live], mask: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """{parameter or buffer: bool of its shape}, true where output and input channel are live.
+
+    Where each weight has a mask of its own, it must be 1 too: that takes the flat mask.
+    """
     entries = {}
     for name, node in network.nodes.items():
         state = node.state()
         for key, (first, last) in node.axes().items():
+            if first == "entry":
+                assert isinstance(node, Unit)
+                own = None if mask is None else network.own(name, mask)
+                sources = live[network.inputs[name][0]]
+                entries[f"{name}.{key}"] = node.live_weights(sources, live[name], own)
+                continue
             shape = state[key].shape
             entry = np.ones(shape, bool)
             if first == "out":

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from minicst.autograd import Tensor
-from minicst.nn import Network
+from minicst.nn import Network, Unit
 from minicst.optim import Optimizer
 from minicst.sparse.liveness import as_mask, propagate
 
@@ -107,8 +107,10 @@ def cut(network: Network, mask: Any, optimizer: Optimizer | None = None) -> Subn
     masked one does, to rounding: outputs, gradients, and updated weights, momentum and batch-norm
     state at live entries.
 
+    A unit masked weight by weight becomes sparse: only live weights exist there.
+
     Paper: Remark 1 [remark1], Sec. 4.2.1: no gradient for [sec421-w] and no error through
-    [sec421-x] a pruned channel
+    [sec421-x] a pruned channel; Sec. 4.1, Discussion [fc-weights]
 
     Args:
         network: the full network; it isn't changed before paste().
@@ -138,11 +140,17 @@ def cut(network: Network, mask: Any, optimizer: Optimizer | None = None) -> Subn
             continue
         reads = network.inputs[name]
         keep_inputs = [keep[read] for read in reads]
-        narrow = node.narrow(keep_inputs, keep[name])
+        own = network.own(name, mask)
+        narrow = node.narrow(keep_inputs, keep[name], own)
         narrow.members = members.get(name)
         small.add(name, narrow, *(read for read in reads if keep[read].size))
         full_state = node.state()
         for key, (first, last) in node.axes().items():
+            if first == "entry":
+                assert isinstance(node, Unit)
+                entries = node.live_weights(live[reads[0]], live[name], own)
+                blocks[f"{name}.{key}"] = np.flatnonzero(entries)
+                continue
             shape = full_state[key].shape
             rows = keep[name] if first == "out" else None
             columns = keep_inputs[0] if last == "in" else None
@@ -162,11 +170,13 @@ def _members(network: Network, keep: dict[str, np.ndarray]) -> dict[str, list[in
     """{node: its places in what is left of its group}, None where it writes all of that.
 
     Nodes of one group may keep different channels: a padded shortcut lacks the new ones, and the
-    last writer of a stream those that nothing reads any more.
+    last writer of a stream those that nothing reads any more. A group of weights has one node.
     """
     numbers = np.arange(network.n_maskable)
     kept: dict[str, dict[str, np.ndarray]] = {}
     for name, node in network.nodes.items():
+        if node.mask_on == "weights":
+            continue
         own = network.own(name, numbers)
         if node.group is not None and own is not None and keep[name].size:
             kept.setdefault(node.group, {})[name] = own[keep[name]]

@@ -150,6 +150,7 @@ def description(job: Job, sizes: Sizes, batch_size: int) -> dict[str, Any]:
         "data": s.data,
         "training_images": len(job.dataset.train_labels),
         "maskable_channels": job.full_network.n_maskable,
+        "maskable": job.full_network.maskable,
         "keep_rate": s.keep_rate,
         "epochs": s.epochs,
         "training_batch_size": s.batch_size,

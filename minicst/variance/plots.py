@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from minicst.variance.report import at_two_passes
+from minicst.variance.report import at_two_passes, entries
 
 LABELS = {
     "h_alone": "H^α alone: PGE α=0 → α=½",
@@ -72,7 +72,7 @@ def plot_variance(results: dict[str, Any], path: Path) -> None:
     top = above.subplots(1, max(len(shown), 1), sharey=True, squeeze=False)[0]
     for axis, point in zip(top, shown, strict=False):
         _layers(axis, point)
-    top[0].set_ylabel("variance of a channel's gradient,\nmean of the layer")
+    top[0].set_ylabel(f"variance of {entries(results)[0]}'s gradient,\nmean of the layer")
     if shown:
         top[-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     over_time, others = below.subplots(1, 2)
@@ -151,7 +151,7 @@ def _title(figure: Figure, results: dict[str, Any], *axes: Axes) -> None:
     figure.suptitle(
         f"{results['network']}{width} on {results.get('data_label', results['data'])} "
         f"({results['training_images']} images), keep rate {results['keep_rate']:g}, "
-        f"{results['maskable_channels']} channels; fixed mini-batch of {results['batch_size']}, "
-        f"{results['masks']} masks a point; bars: standard errors",
+        f"{results['maskable_channels']} {entries(results)[1]}; fixed mini-batch of "
+        f"{results['batch_size']}, {results['masks']} masks a point; bars: standard errors",
         fontsize=10,
     )

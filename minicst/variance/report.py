@@ -119,15 +119,22 @@ def point_line(point: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
+def entries(results: dict[str, Any]) -> tuple[str, str]:
+    """What an entry of keep_prob belongs to, and many: ("a channel", "channels")."""
+    many = results.get("maskable", "channels")  # results of older versions are of channels
+    return {"channels": "a channel", "weights": "a weight"}.get(many, "an entry"), many
+
+
 def print_variance(console: Console, results: dict[str, Any]) -> None:
     """Print the last point's table of estimators, and one row a point."""
     point = results["points"][-1]
     where = f"{results['network']} on {results['data']}, epoch {point['epoch']}"
     variance = point["all"]["variance"]
     if variance is not None:
+        one, many = entries(results)
         table = new_table(
-            f"variance of a channel's gradient, mean over {point['channels']['measured']} "
-            f"channels: {where}",
+            f"variance of {one}'s gradient, mean over {point['channels']['measured']} "
+            f"{many}: {where}",
             *("estimator", "passes", "variance", "at 2 passes", "PGE / it"),
         )
         equal = at_two_passes(results, point)
@@ -143,7 +150,7 @@ def print_variance(console: Console, results: dict[str, Any]) -> None:
             )
         decided, rare = point["all"]["decided"], point["all"]["rare"]
         table.caption = (
-            f"left out: {decided} decided channels (no variance), {rare} too rare to be drawn; "
+            f"left out: {decided} decided {many} (no variance), {rare} too rare to be drawn; "
             f"bound at a=0.5: {point['all']['bound']['a=0.5']:.3g}; at 2 passes: variance x passes "
             "/ 2, of as many estimates as 2 passes pay for, averaged; pge-moving-average: its "
             "baseline is the mean loss at these weights"

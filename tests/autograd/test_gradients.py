@@ -4,8 +4,18 @@ import numpy as np
 import pytest
 
 import minicst.functional as F
-from minicst.autograd import Function, Tensor, elementary, gradcheck, loss, norm, pool
+from minicst.autograd import (
+    Function,
+    Tensor,
+    elementary,
+    gradcheck,
+    loss,
+    norm,
+    pool,
+    sparse_linear,
+)
 from minicst.autograd import conv as conv_module
+from minicst.backend import Pattern
 
 
 def draw(rng, *shape, away_from=None):
@@ -48,6 +58,7 @@ def pooling(function, kernel, stride, padding):
 
 
 LABELS = np.array([0, 3, 1, 1, 2])
+PATTERN = Pattern.of_mask(np.array([[1, 0, 1, 0], [0, 0, 0, 0], [1, 0, 1, 1]], bool))
 
 # name: the Function it exercises, the operation, its inputs
 CASES = {
@@ -112,6 +123,17 @@ CASES = {
         lambda r: (draw(r, 3, 4), draw(r, 2, 4), draw(r, 2)),
     ),
     "linear, no bias": (conv_module.Conv2d, F.linear, lambda r: (draw(r, 3, 4), draw(r, 2, 4))),
+    # An empty row and an empty column.
+    "sparse_linear": (
+        sparse_linear.SparseLinear,
+        lambda x, v, b: F.sparse_linear(x, v, PATTERN, b),
+        lambda r: (draw(r, 3, 4), draw(r, 5), draw(r, 3)),
+    ),
+    "sparse_linear, no bias": (
+        sparse_linear.SparseLinear,
+        lambda x, v: F.sparse_linear(x, v, PATTERN),
+        lambda r: (draw(r, 3, 4), draw(r, 5)),
+    ),
     "conv": (
         conv_module.Conv2d,
         conv(1, 1),

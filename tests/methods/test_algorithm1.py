@@ -23,8 +23,11 @@ SHAPE = (8, 8, 3)
 SEED = 3
 
 
-def network_of(name="vgg-tiny", width=0.25, residual="tied", dtype=np.float64):
-    network = build(name, 5, width=width, residual=residual, image_size=8, seed=1)
+def network_of(
+    name="vgg-tiny", width=0.25, residual="tied", dtype=np.float64, linear_masks="channels"
+):
+    options = {"residual": residual, "linear_masks": linear_masks}
+    network = build(name, 5, width=width, image_size=8, seed=1, **options)
     rng = np.random.default_rng(0)
     for unit in network.units().values():
         if unit.norm is not None:
@@ -61,8 +64,11 @@ def bisected(z, budget, lower, upper):
     return np.clip(z - high, lower, upper), high
 
 
-def entries_of(network, live):
-    """{parameter or buffer: bool}, one by one from the live channels of each node."""
+def entries_of(network, live, mask=None):
+    """{parameter or buffer: bool}, one by one from the live channels of each node.
+
+    The flat mask itself counts where each weight has an entry.
+    """
     entries = {}
     for name, array in network.state().items():
         node = name.split(".transform.")[0].split(".norm.")[0]
@@ -70,6 +76,8 @@ def entries_of(network, live):
         entry[~live[node]] = False
         if name.endswith("weight"):
             entry[..., ~live[network.inputs[node][0]]] = False
+            if network.nodes[node].mask_on == "weights":
+                entry &= mask[network.groups[network.nodes[node].group]].reshape(array.shape)
         entries[name] = entry
     return entries
 
@@ -148,7 +156,7 @@ class Reference:
         later = self.step % hyper.resample_every != 0
         if later:
             loss, live = self.loss(self.used_a, batch, track=True)
-            self.move_w(self.gradients(loss), entries_of(self.network, live))
+            self.move_w(self.gradients(loss), entries_of(self.network, live, self.used_a))
             self.step += 1
             return {"loss_a": loss.item()}
         (a, self.used_a), (b, used_b) = self.mask("a"), self.mask("b")
@@ -156,10 +164,10 @@ class Reference:
         grad_b = self.gradients(loss_b) if hyper.backward_masks == 2 else None
         loss_a, live = self.loss(self.used_a, batch, track=True)
         grads = self.gradients(loss_a)
-        entries = entries_of(self.network, live)
+        entries = entries_of(self.network, live, self.used_a)
         if grad_b is not None:
             grads = {name: (g + grad_b[name]) / 2 for name, g in grads.items()}
-            other = entries_of(self.network, live_b)
+            other = entries_of(self.network, live_b, used_b)
             entries = {name: at | other[name] for name, at in entries.items()}
         gradient = self.estimate(loss_a.item(), loss_b.item(), a, b)
         before = self.s
@@ -276,6 +284,32 @@ def test_other_networks(name, width, residual):
         assert trace.loss_a == pytest.approx(wanted["loss_a"], rel=1e-8)
         assert trace.loss_b == pytest.approx(wanted["loss_b"], rel=1e-8)
         assert_same(method, reference, 1e-7)
+
+
+@pytest.mark.parametrize(
+    "case",
+    ["adam", "sgd on s", "symmetric", "clip", "every 2nd", "nesterov, smoothing", "two backward"],
+)
+@pytest.mark.parametrize(("name", "width"), [("mlp", 0.125), ("vgg-tiny", 0.25)])
+def test_masks_of_weights(name, width, case):
+    """Linear layers masked weight by weight, at a rate that leaves some neurons without any."""
+    changes = {"backward_masks": 2} if case == "two backward" else CASES[case]
+    hyper = Hyper(**BASE | changes | {"keep_rate": 0.25, "lr": 0.03})
+    network = network_of(name, width, linear_masks="weights")
+    reference = Reference(network, hyper, plan_of())
+    method = CompletelySparse(network, hyper, plan_of())
+    moved = method.keep_prob.copy()
+    for batch in batches_of(5):
+        trace = method.train_step(batch)
+        wanted = reference.train_step(batch)
+        for key, value in wanted.items():
+            np.testing.assert_allclose(
+                np.asarray(getattr(trace, key), float), np.asarray(value, float),
+                rtol=1e-7, atol=1e-8, err_msg=key,
+            )  # fmt: skip
+        if case != "two backward":  # its batch norm statistics come from pass a alone
+            assert_same(method, reference, 1e-8)
+    assert np.abs(method.keep_prob - moved).max() > 1e-3
 
 
 def test_float32_follows_within_rounding():

@@ -23,6 +23,10 @@ COUNTS = [
     ("resnet32", {"shortcut": "B", "width": 2, "num_classes": 100}, 1_872_132, None, None),
     ("resnet56", {"shortcut": "A"}, 853_018, 125_485_696, None),
     ("resnet56", {"shortcut": "B"}, 855_770, 125_747_840, None),
+    ("wrn-28-10", {}, 36_479_194, 5_243_328_768, None),
+    # At 224x224 and with 1000 classes in test_wide_and_imagenet.py.
+    ("resnet50", {"num_classes": 1000}, 25_557_032, None, None),
+    ("mobilenetv1", {"num_classes": 1000}, 4_231_976, None, 5984),
 ]
 
 MASKABLE = [
@@ -38,6 +42,12 @@ MASKABLE = [
     ("resnet56", "independent", "A", 1, 2032),
     ("resnet56", "tied", "B", 1, 1120),
     ("resnet56", "tied", "A", 1, 1120),
+    ("wrn-28-10", "independent", "B", 1, 10_096),
+    ("wrn-28-10", "tied", "B", 1, 5616),
+    ("resnet50", "independent", "B", 1, 26_560),
+    ("resnet50", "tied", "B", 1, 11_456),
+    ("mobilenetv1", "independent", "B", 1, 5984),
+    ("mobilenetv1", "tied", "B", 1, 5984),
 ]
 
 

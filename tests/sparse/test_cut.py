@@ -595,7 +595,7 @@ def test_mutation_cut_starts_with_fresh_momentum(residual_case, monkeypatch):
 def test_mutation_places_of_an_add_ignored(residual_case, monkeypatch):
     right = Add.narrow
 
-    def narrow(self, keep_inputs, keep_out):
+    def narrow(self, keep_inputs, keep_out, mask=None):
         small = right(self, keep_inputs, keep_out)
         small.places = [
             None if place is None else list(range(len(place))) for place in small.places

@@ -76,6 +76,8 @@ def timeless(record):
         {"estimator": "vr-pge-multi", "n_masks": 3, "backward_masks": 2},
         {"estimator": "arm", "resample_every": 3},
         {"method": "dense"},
+        {"linear_masks": "weights"},
+        {"network": "mlp", "linear_masks": "weights", "resample_every": 3, "fine_tune": 0.25},
     ],
     ids=str,
 )
@@ -136,8 +138,9 @@ def test_costs_add_up(fine_tune):
     assert summary["params"] == network.n_parameters()
 
 
-def test_executed_macs_are_the_closed_form_of_the_used_masks():
-    job, watch = prepare(settings_of(epochs=1)), Watch()
+@pytest.mark.parametrize("changes", [{}, {"network": "mlp", "linear_masks": "weights"}], ids=str)
+def test_executed_macs_are_the_closed_form_of_the_used_masks(changes):
+    job, watch = prepare(settings_of(epochs=1, **changes)), Watch()
     train(job, watcher=watch)
     for trace in watch.traces:
         a, b = (
