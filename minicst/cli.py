@@ -21,7 +21,7 @@ from minicst.info import InfoSettings
 from minicst.inspect_step import StepSettings
 from minicst.planted import PlantedSettings
 from minicst.recipe_table import RecipesSettings
-from minicst.settings import TrainSettings
+from minicst.settings import KEEP, TrainSettings
 from minicst.tables import console as new_console
 from minicst.tables import table as new_table
 from minicst.variance.command import VarianceSettings
@@ -30,9 +30,9 @@ ERROR = 2
 INTERRUPTED = 130
 
 
-def command_type(preset: str | None, recipe: str | None = None) -> Any:
-    """Return the union of all commands; preset and recipe change the defaults of train."""
-    train = tyro.conf.subcommand("train", default=TrainSettings.of_preset(preset, recipe))
+def command_type(defaults: TrainSettings) -> Any:
+    """Return the union of all commands, with these defaults for train."""
+    train = tyro.conf.subcommand("train", default=defaults)
     return (
         Annotated[TrainSettings, train]
         | Annotated[RecipesSettings, tyro.conf.subcommand("recipes")]
@@ -46,8 +46,22 @@ def command_type(preset: str | None, recipe: str | None = None) -> Any:
     )
 
 
+def train_defaults(arguments: list[str]) -> TrainSettings:
+    """Return the defaults that --preset and --recipe set.
+
+    Raises:
+        ValueError: if one of them is unknown.
+    """
+    options = {key: given(f"--{key.replace('_', '-')}", arguments) for key in KEEP}
+    keep = {key: None for key, value in options.items() if value is not None}
+    if "keep_rate" in keep:
+        keep["keep_rate"] = TrainSettings.keep_rate  # type: ignore[assignment]
+    preset, recipe = given("--preset", arguments), given("--recipe", arguments)
+    return TrainSettings.of_preset(preset, recipe, **keep)
+
+
 def given(option: str, arguments: list[str]) -> str | None:
-    """Find the value of --preset or --recipe, which must be known before the rest is parsed."""
+    """Find the value of an option that must be known before the rest is parsed."""
     for i, argument in enumerate(arguments):
         if argument == option and i + 1 < len(arguments):
             return arguments[i + 1]
@@ -63,7 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
     debug = "--debug" in arguments
     try:
         command: Any = tyro.cli(
-            command_type(given("--preset", arguments), given("--recipe", arguments)),
+            command_type(train_defaults(arguments)),
             args=arguments,
             prog="minicst",
             description="Completely sparse training of channel-sparse networks, from scratch.",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console, Group
@@ -14,7 +13,6 @@ from rich.text import Text
 
 from minicst.job import Job
 from minicst.methods.trace import StepTrace
-from minicst.recipes import find_recipe
 from minicst.settings import TrainSettings
 from minicst.tables import table as new_table
 
@@ -131,18 +129,17 @@ class LiveDisplay:
 
 def recipe_note(settings: TrainSettings) -> str | None:
     """Say which recipe is run, what was changed, and whether it is a trial; None: no recipe."""
-    if settings.recipe is None:
+    recipe = settings.of_recipe()
+    if recipe is None:
         return None
-    recipe, plain = find_recipe(settings.recipe), asdict(settings)
-    changed = {**recipe.changes(plain), **({"limit": settings.limit} if settings.limit else {})}
-    note = f"recipe {recipe.name} ({recipe.where})"
-    if changed:
-        options = (f"--{key.replace('_', '-')} {value}" for key, value in changed.items())
-        note += f", changed: {', '.join(options)}"
-    if recipe.is_trial(plain):
+    note = f"recipe {recipe['name']} ({recipe['where']})"
+    if recipe["changed"]:
+        given = (f"--{key.replace('_', '-')} {value}" for key, value in recipe["changed"].items())
+        note += f", changed: {', '.join(given)}"
+    if recipe["trial"]:
         note += (
-            f". A trial run, {settings.epochs} of {recipe.settings['epochs']} epochs: it shows "
-            "that the recipe runs; its numbers don't compare with the paper's"
+            f". A trial run, {settings.epochs} of {recipe['epochs']} epochs: it shows that the "
+            "recipe runs; its numbers don't compare with the paper's"
         )
     return note
 
@@ -211,10 +208,12 @@ def final_table(summary: dict[str, Any], controls: dict[str, dict[str, Any]]) ->
         recipe = summary["recipe"]
         paper = {key: value for key, value in recipe["paper"].items() if value is not None}
         accuracy = f"{paper['accuracy']:g} %" if "accuracy" in paper else "-"
-        parts = (("params", "params {:g} %"), ("macs", "MACs {:g} %"), ("saving", "{:g}x"))
-        printed = ", ".join(text.format(paper[key]) for key, text in parts if key in paper)
+        saving = f"{paper['saving']:g}x" if "saving" in paper else ""
         table.add_section()
-        table.add_row(f"paper, {recipe['where']}", accuracy, printed or "prints no numbers")
+        table.add_row(f"paper, {recipe['where']}", accuracy, saving or "prints no numbers")
+        for key, label in (("params", "parameters"), ("macs", "MACs")):
+            if key in paper:
+                table.add_row(f"  its {label}", "", f"{paper[key]:g} %")
         if recipe["trial"]:
             table.add_row("  this was a trial run: don't compare", "", "")
     if controls:

@@ -43,6 +43,8 @@ class GraphSettings:
     """ResNet shortcuts into a new stage: A pads with zero channels, B is a 1x1 convolution."""
     residual: Literal["tied", "independent"] = "tied"
     """Masks at residual adds."""
+    linear_masks: Literal["channels", "weights"] = "channels"
+    """Masks of linear layers: one for a hidden neuron, or one for every weight."""
     input: str | None = None
     """Images as CxHxW; those of the network's published counts by default, as 3x32x32."""
     seed: int = 0
@@ -111,36 +113,43 @@ def draw_network(
     h, w, c = input_shape
     lines = [
         f"images {c}x{h}x{w}, {network.num_classes} classes{options}",
-        f"dense: {dense.params:,} parameters, {network.n_maskable:,} maskable channels, "
+        f"dense: {dense.params:,} parameters, {network.n_maskable:,} maskable {network.maskable}, "
         f"{dense.macs:,} forward MACs an image",
     ]
     if sampled is not None and mask is not None:
         kept = int(np.sum(mask))
         lines.append(
             f"one mask{sampling}: {sampled.params:,} parameters "
-            f"({sampled.params / dense.params:.2%}), {kept:,} channels "
+            f"({sampled.params / dense.params:.2%}), {kept:,} {network.maskable} "
             f"({kept / max(1, network.n_maskable):.2%}), {sampled.macs:,} MACs "
             f"({sampled.macs / dense.macs:.2%} of dense)"
         )
     parts = _parts(network, input_shape, mask, live, dense, sampled)
     legend = _legend(network, sampled is not None)
-    return picture(network, parts, _groups(network, live), network.name, lines, legend)
+    return picture(network, parts, _groups(network, mask, live), network.name, lines, legend)
 
 
-def _groups(network: Network, live: dict[str, Live] | None) -> list[Group]:
-    """Groups in order: a channel is live where any node that the group masks has it live."""
+def _groups(network: Network, mask: np.ndarray | None, live: dict[str, Live] | None) -> list[Group]:
+    """Groups in order: a channel is live where any node that the group masks has it live.
+
+    A group of weights has as many live ones as join a live input to a live neuron.
+    """
     nodes = defaultdict(list)
     for name, node in network.nodes.items():
         if node.group is not None:
             nodes[node.group].append(name)
     groups = []
     for group, place in network.groups.items():
-        n_live = None
-        if live is not None:
+        n_live, unit = None, network.weight_units().get(nodes[group][0])
+        if live is not None and unit is not None:
+            source = network.inputs[nodes[group][0]][0]
+            own = None if mask is None else mask[place].astype(bool)
+            n_live = int(unit.live_weights(live[source], live[nodes[group][0]], own).sum())
+        elif live is not None:
             alive = np.zeros(place.stop - place.start, bool)
             for name in nodes[group]:
-                own = network.nodes[name].members
-                alive[slice(None) if own is None else own] |= live[name]
+                members = network.nodes[name].members
+                alive[slice(None) if members is None else members] |= live[name]
             n_live = int(alive.sum())
         groups.append(Group(group, place.stop - place.start, n_live, tuple(nodes[group])))
     return groups
@@ -173,7 +182,8 @@ def _parts(
             details.append(f"group {node.group}, {masked.count(node.group)} layers")
             own = None if mask is None else network.own(name, mask)
             if own is not None:
-                details[-1] += f"; its mask keeps {int(own.sum())} channels here"
+                entries = "weights" if name in network.weight_units() else "channels"
+                details[-1] += f"; its mask keeps {int(own.sum())} {entries} here"
         if name in full:
             details.append(_layer_details(full[name], small.get(name)))
         parts[name] = Part(
@@ -210,6 +220,8 @@ def _note(network: Network, name: str, masked: list[str], n_live: dict[str, int]
     if node is None:
         return ""
     if node.group is not None:
+        if name in network.weight_units():
+            return "a mask for every weight"
         n = masked.count(node.group)
         if n > 1:
             return f"group {node.group}, one mask for {n}"

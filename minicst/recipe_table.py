@@ -43,7 +43,7 @@ def print_recipes(console: Console, settings: RecipesSettings) -> None:
         return
     for title, recipes in _by_source().items():
         table = new_table(
-            title, *("recipe", "keeps", "accuracy %", "params %", "MACs %", "saving x"), left=2
+            title, *("recipe", "keeps", "acc. %", "params %", "MACs %", "saving x"), left=2
         )
         for recipe in recipes:
             table.add_row(recipe.name, recipe.aim, *_numbers(recipe.paper))

@@ -62,29 +62,8 @@ class Recipe:
         if self.settings["method"] == "dense":
             return "dense"
         if "keep_macs" in self.settings:
-            return f"{self.settings['keep_macs']} of MACs"
+            return f"{self.settings['keep_macs']} MACs"
         return f"rho {self.settings['keep_rate']:g}"
-
-    def changes(self, settings: dict[str, Any]) -> dict[str, Any]:
-        """Settings that differ from the recipe's: {field: value of the run}."""
-        return {
-            key: settings[key] for key, value in self.settings.items() if settings[key] != value
-        }
-
-    def is_trial(self, settings: dict[str, Any]) -> bool:
-        """Whether a run is too short to be compared: fewer epochs, or a part of the images."""
-        return settings["epochs"] < self.settings["epochs"] or settings["limit"] is not None
-
-    def summary(self, settings: dict[str, Any]) -> dict[str, Any]:
-        """Part of summary.json: the row, what was changed, whether it is a trial."""
-        return {
-            "name": self.name,
-            "where": self.where,
-            "aim": self.aim,
-            "paper": vars(self.paper),
-            "changed": self.changes(settings),
-            "trial": self.is_trial(settings),
-        }
 
 
 # {field: (value, where from)}; no warm-up and no label smoothing: App. B marks both with a cross.

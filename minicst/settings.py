@@ -11,6 +11,10 @@ import tyro
 from minicst.methods.base import Hyper
 from minicst.recipes import find_recipe
 
+# Fields that each set the keep rate; those that say where and how a run is run, not what it is.
+KEEP = {"keep_rate", "keep_macs", "keep_params"}
+OUTSIDE = {"data_dir", "verify", "seed", "device", "threads", "out", "resume", "debug"}
+
 
 @dataclass(frozen=True)
 class TrainSettings:
@@ -191,12 +195,40 @@ class TrainSettings:
         defaults: dict[str, Any] = {}
         if recipe is not None:
             defaults = {"recipe": recipe, **find_recipe(recipe).settings}
+            if KEEP & changes.keys():  # only one of them can set the keep rate
+                defaults = {key: value for key, value in defaults.items() if key not in KEEP}
             preset = preset or defaults.get("preset")
         if preset is not None:
             if preset not in PRESETS:
                 raise ValueError(f"unknown preset '{preset}': choose {' or '.join(PRESETS)}")
             defaults = {**PRESETS[preset], **defaults, "preset": preset}
         return cls(**{**defaults, **changes})
+
+    def of_recipe(self) -> dict[str, Any] | None:
+        """Part of summary.json: the recipe's row, what was changed, whether the run is a trial.
+
+        A trial is too short to be compared: fewer epochs, or a part of the images.
+        """
+        if self.recipe is None:
+            return None
+        recipe = find_recipe(self.recipe)
+        whole = TrainSettings.of_preset(None, self.recipe)
+        changed = {
+            field.name: getattr(self, field.name)
+            for field in fields(self)
+            if field.name not in OUTSIDE and getattr(self, field.name) != getattr(whole, field.name)
+        }
+        if self.keep_macs is not None or self.keep_params is not None:
+            changed.pop("keep_rate", None)  # found from the share
+        return {
+            "name": recipe.name,
+            "where": recipe.where,
+            "aim": recipe.aim,
+            "paper": vars(recipe.paper),
+            "changed": changed,
+            "epochs": whole.epochs,
+            "trial": self.epochs < whole.epochs or self.limit is not None,
+        }
 
     def check(self) -> None:
         """Check what needs no network.

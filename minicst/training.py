@@ -22,7 +22,6 @@ from minicst.methods.completely_sparse import CompletelySparse
 from minicst.methods.dense import FixedMask, Narrow
 from minicst.methods.trace import StepTrace
 from minicst.nn import Network
-from minicst.recipes import find_recipe
 from minicst.settings import TrainSettings
 from minicst.sparse.accounting import count_macs
 from minicst.sparse.expected import expected_macs
@@ -228,9 +227,7 @@ def summarize(job: Job, network: Network) -> dict[str, Any]:
         "keep_rate": settings.keep_rate,
         "keep_macs": settings.keep_macs,
         "keep_params": settings.keep_params,
-        "recipe": None
-        if settings.recipe is None
-        else find_recipe(settings.recipe).summary(asdict(settings)),
+        "recipe": settings.of_recipe(),
         "evaluated_on": job.dataset.evaluated_on,
         "data_source": job.dataset.source,
         "unreadable_files": len(job.dataset.unreadable),

@@ -136,7 +136,7 @@ def keep_rate_for(network: Network, input_shape: Shape, share: float, of: str = 
     def count(rate: float) -> float:
         return expected_counts(network, input_shape, np.full(n, rate))[which]
 
-    dense, least = count(1.0), count(0.0)
+    dense, least = count(1.0), count(1e-15)  # at 0 a bias is gone with its unit's inputs
     if share * dense <= least:
         raise ValueError(
             f"{share:.3%} of the {of} of {network.name}: what has no mask is {least / dense:.3%} "
@@ -144,7 +144,7 @@ def keep_rate_for(network: Network, input_shape: Shape, share: float, of: str = 
         )
     if share == 1.0:
         return 1.0
-    return float(brentq(lambda rate: count(rate) / dense - share, 0.0, 1.0, xtol=1e-12))
+    return float(brentq(lambda rate: count(rate) / dense - share, 1e-15, 1.0, xtol=1e-12))
 
 
 def linear_macs_cost(network: Network, input_shape: Shape) -> tuple[np.ndarray, float]:

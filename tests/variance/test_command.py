@@ -255,7 +255,8 @@ def run_of(folder, watcher=None):
     _, summary = train(prepare(TINY), folder, watcher)
     with np.load(folder / "checkpoint.npz") as file:
         arrays = {name: file[name] for name in file.files if name != "header"}
-    clocks = ("step_seconds", "dense_step_seconds", "time_saving", "peak_memory_bytes")
+    clocks = ("step_seconds", "dense_step_seconds", "time_saving", "data_wait_seconds")
+    clocks += ("peak_memory_bytes",)
     return arrays, {key: value for key, value in summary.items() if key not in clocks}
 
 
