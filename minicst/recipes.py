@@ -92,6 +92,7 @@ _IMAGENET: dict[str, tuple[Any, str]] = {
     "schedule": ("cosine", STR),
     "weight_decay": (3.0517578125e-5, STR),
     "augment": ("resized-crop", STR),
+    "dense_probes": (0, OURS),  # a dense step of 256 such images takes 20 GB
 }
 # Algorithm 1. The released code masks every convolution, each with masks of its own.
 _SPARSE: dict[str, tuple[Any, str]] = {

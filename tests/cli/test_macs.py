@@ -2,9 +2,12 @@
 
 import json
 
+import numpy as np
 import pytest
+from rich.console import Console
 
 from minicst.cli import main
+from minicst.counts import MacsSettings, count, parse_share, print_counts
 
 LAYER = {
     *("name", "kind", "c_in", "c_out", "out", "params", "macs"),
@@ -80,9 +83,123 @@ def test_input_sets_the_images(capsys):
     assert convolutions[1] == 2 * convolutions[0]
 
 
+# Images, classes and counts of a network's published numbers are the defaults; the other networks'
+# are in test_commands.py.
+@pytest.mark.parametrize(
+    ("arguments", "image", "classes", "params", "macs", "channels"),
+    [
+        ("wrn-28-10", [3, 32, 32], 10, 36_479_194, 5_243_328_768, 5616),
+        ("wrn-28-10 --residual independent", [3, 32, 32], 10, 36_479_194, 5_243_328_768, 10_096),
+        ("resnet50", [3, 224, 224], 1000, 25_557_032, 4_089_184_256, 11_456),
+        ("resnet50 --residual independent", [3, 224, 224], 1000, 25_557_032, 4_089_184_256, 26_560),
+        ("mobilenetv1", [3, 224, 224], 1000, 4_231_976, 568_740_352, 5984),
+        ("resnet32", [3, 32, 32], 10, 466_906, 69_124_736, 672),
+        ("resnet32 --width 2 --residual independent", [3, 32, 32], 10, 1_860_522, 275_612_928,
+         2464),
+        ("resnet56 --shortcut B", [3, 32, 32], 10, 855_770, 125_747_840, 1120),
+    ],
+)  # fmt: skip
+def test_published_counts_by_default(arguments, image, classes, params, macs, channels, capsys):
+    counts = counted(capsys, *arguments.split())
+    found = [counts[key] for key in ("input", "num_classes", "params", "macs", "channels")]
+    assert found == [image, classes, params, macs, channels]
+    assert sum(layer["params"] for layer in counts["layers"]) == params
+    assert sum(layer["macs"] for layer in counts["layers"]) == macs
+    norms = [layer for layer in counts["layers"] if layer["kind"] == "norm"]
+    assert all(layer["macs"] == 0 for layer in norms)
+    assert len(norms) == (13 if arguments.startswith("wrn") else 0)
+
+
+def test_classes_and_images_that_are_given_win(capsys):
+    options = ("--num-classes", "10", "--input", "1x64x96")
+    counts = counted(capsys, "mobilenetv1", "--width", ".25", *options)
+    assert (counts["num_classes"], counts["input"]) == (10, [1, 64, 96])
+    assert counts["layers"][-1]["c_out"] == 10
+    assert counts["layers"][0]["c_in"] == 1
+    assert counts["layers"][0]["out"] == [32, 48]
+
+
+@pytest.mark.parametrize(
+    ("text", "share"),
+    [
+        *(("8.7%", 0.087), (".087", 0.087), ("0.087", 0.087), ("100%", 1.0), ("1", 1.0)),
+        *(("8.7 %", 0.087), ("1e-3", 0.001), ("1.56%", 0.0156), ("0.01%", 1e-4)),
+    ],
+)
+def test_shares(text, share):
+    assert parse_share(text, "--keep-macs") == pytest.approx(share, rel=1e-15)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["0", "-1", "nan", "nan%", "inf", "8,7%", "870%", "8.7", "100.1%", "0%", "%", "", "x", "-5%",
+     "%5", "5%5"],
+)  # fmt: skip
+def test_shares_that_are_none(text):
+    with pytest.raises(ValueError, match=r"--keep-params .*a share in \(0, 1\] is needed") as error:
+        parse_share(text, "--keep-params")
+    assert f"--keep-params {text}:" in str(error.value)
+    assert "8.7% or 0.087" in str(error.value)
+
+
+@pytest.mark.parametrize(("option", "what"), [("--keep-macs", "macs"), ("--keep-params", "params")])
+def test_the_keep_rate_of_a_share(option, what, capsys):
+    counts = counted(capsys, "resnet20", option, "25%", "--keep-rate", ".9")
+    assert counts[f"{what}_expected"] / counts[what] == pytest.approx(0.25, rel=1e-9)
+    assert 0.25 < counts["keep_rate"] < 0.9
+    again = counted(capsys, "resnet20", "--keep-rate", repr(counts["keep_rate"]))
+    assert again == counts
+    # By hand: tied ResNets fall as rho^2, but for stem and classifier.
+    if what == "macs":
+        first, *inner, last = (layer["macs"] for layer in counts["layers"])
+        rho = counts["keep_rate"]
+        expected = rho * (first + last) + rho**2 * sum(inner)
+        assert expected == pytest.approx(0.25 * counts["macs"], rel=1e-9)
+
+
+def test_a_share_of_one_is_dense(capsys):
+    counts = counted(capsys, "resnet20", "--keep-macs", "100%")
+    assert counts["keep_rate"] == 1.0
+    assert counts["macs_sampled"] == counts["macs"]
+
+
+@pytest.mark.parametrize(
+    ("network", "options"),
+    [("wrn-28-10", {}), ("resnet50", {"residual": "independent"}), ("mobilenetv1", {})],
+)
+def test_tables_of_large_networks_are_not_cut(network, options):
+    console = Console(width=120, highlight=False)
+    with console.capture() as capture:
+        print_counts(console, count(MacsSettings(network, keep_macs="7.9%", **options)))
+    out = capture.get()
+    assert "…" not in out
+    assert "7.90% of dense" in out
+    for number in {"wrn-28-10": ("36,479,194", "5,243,328,768"), "mobilenetv1": ("568,740,352",),
+                   "resnet50": ("25,557,032", "4,089,184,256")}[network]:  # fmt: skip
+        assert number in out
+
+
+def test_expected_parameters_by_hand_on_a_chain(capsys):
+    counts = counted(capsys, "vgg16", "--keep-rate", ".3")
+    first, *inner, last = counts["layers"]
+    norms = 2 * np.array([layer["c_out"] for layer in (first, *inner)])
+    weights = np.array([layer["params"] for layer in (first, *inner)]) - norms
+    expected = 0.3 * weights[0] + 0.09 * weights[1:].sum() + 0.3 * norms.sum()
+    expected += 0.3 * (last["params"] - 10) + 10
+    assert counts["params_expected"] == pytest.approx(expected, rel=1e-12)
+
+
 @pytest.mark.parametrize(
     ("arguments", "name"),
     [
+        ("vgg16 --keep-macs 870%", "--keep-macs 870%"),
+        ("vgg16 --keep-macs 0", "--keep-macs 0"),
+        ("vgg16 --keep-params nan", "--keep-params nan"),
+        ("vgg16 --keep-macs 8,7%", "--keep-macs 8,7%"),
+        ("vgg16 --keep-macs 10% --keep-params 10%", "--keep-macs and --keep-params both"),
+        ("resnet20 --num-classes 1", "num_classes=1"),
+        ("vgg16 --shortcut A", "vgg16 can't pad its shortcuts"),
+        ("wrn-28-10 --shortcut A", "wrn-28-10 can't pad its shortcuts"),
         ("vgg16 --input 0x32x32", "0x32x32"),
         ("vgg16 --input 3x32", "3x32"),
         ("vgg19 --input 3x8x8", "8x8"),
