@@ -26,7 +26,17 @@ def test_the_session_of_exact_theory_prints_what_it_says():
 
 
 def test_every_command_is_listed():
-    for command in ("train", "recipes", "graph", "step", "macs", "variance", "planted", "bench", "info"):
+    for command in (
+        "train",
+        "recipes",
+        "graph",
+        "step",
+        "macs",
+        "variance",
+        "planted",
+        "bench",
+        "info",
+    ):
         assert f"minicst {command}" in README
 
 
