@@ -63,10 +63,13 @@ def train_defaults(arguments: list[str]) -> TrainSettings:
 def given(option: str, arguments: list[str]) -> str | None:
     """Find the value of an option that must be known before the rest is parsed."""
     for i, argument in enumerate(arguments):
-        if argument == option and i + 1 < len(arguments):
+        name, equals, value = argument.partition("=")
+        if name.replace("_", "-") != option:
+            continue
+        if equals:
+            return value
+        if i + 1 < len(arguments):
             return arguments[i + 1]
-        if argument.startswith(f"{option}="):
-            return argument.split("=", 1)[1]
     return None
 
 

@@ -224,7 +224,7 @@ class TrainSettings:
             "name": recipe.name,
             "where": recipe.where,
             "aim": recipe.aim,
-            "paper": vars(recipe.paper),
+            "paper": asdict(recipe.paper),
             "changed": changed,
             "epochs": whole.epochs,
             "trial": self.epochs < whole.epochs or self.limit is not None,
@@ -257,6 +257,8 @@ class TrainSettings:
             ("warmup", 0.0 <= self.warmup < 1.0, "in [0, 1)"),
             ("clip_norm", self.clip_norm >= 0.0, "0 or more"),
         ]
+        if self.recipe is not None:
+            find_recipe(self.recipe)
         for name, holds, rule in rules:
             if not holds:
                 option = "--" + name.replace("_", "-")

@@ -308,14 +308,12 @@ def test_only_what_is_given_sets_the_keep_rate(name, given):
     assert settings.of_recipe()["changed"][key] == given[key]
 
 
-@pytest.mark.xfail(strict=True, reason="vars() hands out the row's own dictionary")
 def test_a_summary_is_a_copy(monkeypatch):
     row = find_recipe("table2-vgg16").paper
     monkeypatch.setitem(settings_of("table2-vgg16").of_recipe()["paper"], "accuracy", 0.0)
     assert row.accuracy == 92.5
 
 
-@pytest.mark.xfail(strict=True, reason="only of_recipe() looks, at the end of training")
 def test_an_unknown_recipe_is_an_error_before_training():
     with pytest.raises(ValueError, match="unknown recipe 'table2-vgg15'"):
         TrainSettings(recipe="table2-vgg15").check()

@@ -288,7 +288,6 @@ def test_a_share_of_the_parameters_beside_a_recipe_of_a_share(tmp_path):
     assert (summary["keep_params"], summary["keep_macs"]) == ("50%", None)
 
 
-@pytest.mark.xfail(strict=True, reason="tyro takes --keep_rate too, train_defaults() doesn't")
 def test_a_keep_rate_spelled_with_an_underscore(tmp_path):
     assert kept(tmp_path, "--keep_rate", ".75")["keep_rate"] == 0.75
 
