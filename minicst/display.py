@@ -164,7 +164,7 @@ def final_table(summary: dict[str, Any], controls: dict[str, dict[str, Any]]) ->
     for key, label in (("params", "parameters left"), ("macs", "MACs left, forward, an image")):
         part, whole = summary[key], summary[f"{key}_dense"]
         table.add_row(label, f"{part:,}", f"{part / whole:.1%} of {whole:,}")
-        if summary.get(f"keep_{key}") is not None:
+        if summary.get(f"keep_{key}") is not None and summary["method"] != "dense":
             table.add_row("  the share that was asked for", "", summary[f"keep_{key}"])
     table.add_section()
     table.add_row(

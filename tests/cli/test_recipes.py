@@ -292,7 +292,6 @@ def test_a_keep_rate_spelled_with_an_underscore(tmp_path):
     assert kept(tmp_path, "--keep_rate", ".75")["keep_rate"] == 0.75
 
 
-@pytest.mark.xfail(strict=True, reason="a share is shown as asked for, though dense ignores it")
 def test_a_dense_run_was_asked_for_no_share(tmp_path, capsys):
     kept(tmp_path, "--method", "dense")
     assert "asked for" not in capsys.readouterr().out
