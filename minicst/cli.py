@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ from minicst.variance.command import VarianceSettings
 
 ERROR = 2
 INTERRUPTED = 130
+CLOSED = 141  # as a shell reports a program that SIGPIPE ends
 
 
 def command_type(defaults: TrainSettings) -> Any:
@@ -74,7 +76,23 @@ def given(option: str, arguments: list[str]) -> str | None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; return the exit code: 0, 2 for bad input, 130 for Ctrl-C."""
+    """Run a command; return the exit code.
+
+    0; 2 for bad input, 130 for Ctrl-C, 141 if the reader of a pipe, as `| head`, is gone.
+    """
+    try:
+        try:
+            return _main(arguments)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # What is buffered has no reader; the interpreter would try again when it ends.
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        return CLOSED
+
+
+def _main(arguments: list[str] | None) -> int:
     console, errors = new_console(), new_console(stderr=True)
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments
@@ -91,7 +109,7 @@ def main(arguments: list[str] | None = None) -> int:
         errors.print("minicst: interrupted")
         return INTERRUPTED
     except (ValueError, OSError, MemoryError) as error:
-        if debug:
+        if debug or isinstance(error, BrokenPipeError):
             raise
         _print_plain(errors, f"minicst: error: {one_line(error)}")
         return ERROR
@@ -141,10 +159,8 @@ def run(command: Any, console: Console) -> int:
     if isinstance(command, BenchSettings):
         from minicst.bench import print_bench, run_bench
 
-        says = (
-            (lambda text: None) if command.json else lambda text: console.print(text, style="dim")
-        )
-        results = run_bench(command, says)
+        progress = new_console(stderr=True)
+        results = run_bench(command, lambda text: progress.print(text, style="dim", markup=False))
         if command.json:
             print(json.dumps(results))
         else:

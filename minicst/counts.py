@@ -22,17 +22,11 @@ from minicst.tables import table as new_table
 
 
 @dataclass(frozen=True)
-class MacsSettings:
-    """Count parameters, multiply-adds (MACs) and activations of a network."""
+class NetworkSettings:
+    """A network by name, and the images it is for; part of several commands' settings."""
 
     network: Annotated[str, tyro.conf.Positional]
     """Network, as in train."""
-    keep_rate: float = 0.5
-    """Uniform keep probability for the expected and the sampled count, in (0, 1]."""
-    keep_macs: str | None = None
-    """Find the keep rate whose expected MACs are this share, as 8.7% or .087, in (0, 1]."""
-    keep_params: str | None = None
-    """The same for a share of the parameters."""
     num_classes: int | None = None
     """Outputs of the classifier; 10 by default, 1000 for ImageNet's networks."""
     width: float = 1.0
@@ -46,11 +40,23 @@ class MacsSettings:
     input: str | None = None
     """Images as CxHxW; those of the network's published counts by default, as 3x32x32."""
     seed: int = 0
-    """Of the sampled mask."""
-    json: bool = False
-    """Print JSON."""
+    """Of the sampled mask, the same in macs and graph."""
     debug: bool = False
     """Show the traceback of an error."""
+
+
+@dataclass(frozen=True)
+class MacsSettings(NetworkSettings):
+    """Count parameters, multiply-adds (MACs) and activations of a network."""
+
+    keep_rate: float = 0.5
+    """Uniform keep probability for the expected and the sampled count, in (0, 1]."""
+    keep_macs: str | None = None
+    """Find the keep rate whose expected MACs are this share, as 8.7% or .087, in (0, 1]."""
+    keep_params: str | None = None
+    """The same for a share of the parameters."""
+    json: bool = False
+    """Print JSON."""
 
 
 def parse_input(text: str) -> tuple[int, int, int]:
@@ -68,12 +74,10 @@ def parse_input(text: str) -> tuple[int, int, int]:
     return h, w, c
 
 
-def network_and_shape(settings: Any) -> tuple[Network, Shape]:
+def network_and_shape(settings: NetworkSettings) -> tuple[Network, Shape]:
     """Build the network of a command's settings; return it and the shape (h, w, c) of its images.
 
-    Args:
-        settings: with network, num_classes, width, shortcut, residual and input, where None stands
-            for what the network's published counts are for; and linear_masks, where it is offered.
+    Where num_classes or input is None they are those of the network's published counts.
 
     Raises:
         ValueError: if a setting is impossible.
@@ -93,7 +97,7 @@ def network_and_shape(settings: Any) -> tuple[Network, Shape]:
         residual=settings.residual,
         shortcut=settings.shortcut,
         image_size=h,
-        linear_masks=getattr(settings, "linear_masks", "channels"),
+        linear_masks=settings.linear_masks,
     )
     network.shapes((h, w, c))
     return network, (h, w, c)
@@ -187,15 +191,12 @@ def count(settings: MacsSettings) -> dict[str, Any]:
 
 
 def print_counts(console: Console, counts: dict[str, Any]) -> None:
-    """Print the table per layer and the totals."""
+    """Print the table per layer, in two parts where it is too wide for the console; the totals."""
     size = "x".join(map(str, counts["input"]))
-    table = new_table(
-        f"{counts['network']}, images {size}, {counts['num_classes']} classes",
-        *("layer", "kind", "channels", "output", "params", "MACs", "channels*", "MACs*"),
-        left=2,
-    )
-    for layer in counts["layers"]:
-        table.add_row(
+    title = f"{counts['network']}, images {size}, {counts['num_classes']} classes"
+    columns = ("layer", "kind", "channels", "output", "params", "MACs", "channels*", "MACs*")
+    rows = [
+        [
             layer["name"],
             layer["kind"],
             f"{layer['c_in']}→{layer['c_out']}",
@@ -204,9 +205,23 @@ def print_counts(console: Console, counts: dict[str, Any]) -> None:
             f"{layer['macs']:,}",
             f"{layer['c_in_sampled']}→{layer['c_out_sampled']}",
             f"{layer['macs_sampled']:,}",
-        )
-    table.caption = f"* one mask sampled at keep rate {counts['keep_rate']:.4g}"
-    console.print(table)
+        ]
+        for layer in counts["layers"]
+    ]
+
+    def part(places: list[int], left: int) -> Table:
+        made = new_table(title, *(columns[i] for i in places), left=left)
+        for row in rows:
+            made.add_row(*(row[i] for i in places))
+        return made
+
+    parts = [part([*range(8)], left=2)]
+    unbounded = console.options.update_width(1000)
+    if console.measure(parts[0], options=unbounded).maximum > console.width:
+        parts = [part([0, 1, 2, 4, 5], left=2), part([0, 3, 6, 7], left=1)]
+    parts[-1].caption = f"* one mask sampled at keep rate {counts['keep_rate']:.4g}"
+    for table in parts:
+        console.print(table)
     totals = Table.grid(padding=(0, 2))
     totals.add_column()
     totals.add_column(justify="right")

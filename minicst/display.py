@@ -134,8 +134,8 @@ def recipe_note(settings: TrainSettings) -> str | None:
         return None
     note = f"recipe {recipe['name']} ({recipe['where']})"
     if recipe["changed"]:
-        given = (f"--{key.replace('_', '-')} {value}" for key, value in recipe["changed"].items())
-        note += f", changed: {', '.join(given)}"
+        given = ", ".join(as_option(key, value) for key, value in recipe["changed"].items())
+        note += f", changed: {given}"
     if recipe["trial"]:
         note += (
             f". A trial run, {settings.epochs} of {recipe['epochs']} epochs: it shows that the "
@@ -144,17 +144,24 @@ def recipe_note(settings: TrainSettings) -> str | None:
     return note
 
 
+def as_option(key: str, value: Any) -> str:
+    """Return a setting as it is given on the command line."""
+    name = key.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no-{name}"
+    return f"--{name} {value}"
+
+
 def final_table(summary: dict[str, Any], controls: dict[str, dict[str, Any]]) -> Table:
     """Build the table at the end of a run."""
     table = new_table(
         f"{summary['method']}: {summary['network']} on {summary['data']}",
         *("", "result", "against dense"),
     )
-    n = summary["test_images"]
     table.add_row(
-        f"{summary.get('evaluated_on', 'test')} accuracy, final network, {n} images",
+        f"{summary.get('evaluated_on', 'test')} accuracy, final network",
         f"{summary['test_accuracy']:.1%}",
-        "",
+        f"on {summary['test_images']:,} images",
     )
     samples = summary["test_accuracy_samples"]
     if samples:
@@ -200,20 +207,22 @@ def final_table(summary: dict[str, Any], controls: dict[str, dict[str, Any]]) ->
         )
     if summary.get("macs_bound") is not None:
         table.add_row(
-            "MACs by keep_prob: expected, and its linear bound",
+            "MACs by keep_prob, linear bound",
             human(summary["macs_expected"]),
             f"{human(summary['macs_bound'])}, {summary['macs_bound'] / summary['macs_dense']:.1%}",
         )
     if summary.get("recipe") is not None:
         recipe = summary["recipe"]
-        paper = {key: value for key, value in recipe["paper"].items() if value is not None}
-        accuracy = f"{paper['accuracy']:g} %" if "accuracy" in paper else "-"
-        saving = f"{paper['saving']:g}x" if "saving" in paper else ""
+        paper = recipe["paper"].get("printed")
+        if paper is None:  # a folder of an earlier run
+            paper = {key: f"{x:g}" for key, x in recipe["paper"].items() if x is not None}
+        accuracy = f"{paper['accuracy']} %" if "accuracy" in paper else "-"
+        saving = f"{paper['saving']}x" if "saving" in paper else ""
         table.add_section()
         table.add_row(f"paper, {recipe['where']}", accuracy, saving or "prints no numbers")
         for key, label in (("params", "parameters"), ("macs", "MACs")):
             if key in paper:
-                table.add_row(f"  its {label}", "", f"{paper[key]:g} %")
+                table.add_row(f"  its {label}", "", f"{paper[key]} %")
         if recipe["trial"]:
             table.add_row("  this was a trial run: don't compare", "", "")
     if controls:

@@ -8,13 +8,11 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
 
 import numpy as np
-import tyro
 
 from minicst.checkpoint import write_text
-from minicst.counts import network_and_shape
+from minicst.counts import NetworkSettings, network_and_shape
 from minicst.graph_svg import Group, Part, picture
 from minicst.nn import INPUT, Add, Network, Node, Pool, Shortcut, Unit
 from minicst.nn.node import Live, Shape
@@ -25,32 +23,14 @@ from minicst.sparse.masks import sample_mask
 
 
 @dataclass(frozen=True)
-class GraphSettings:
+class GraphSettings(NetworkSettings):
     """Draw a network as an SVG picture: units, groups of maskable channels, live counts."""
 
-    network: Annotated[str, tyro.conf.Positional]
-    """Network, as in train."""
     keep_rate: float | None = None
     """Draw the network under one mask, sampled with this uniform keep probability, in (0, 1];
     without it, dense."""
     out: Path | None = None
     """File; NETWORK.svg in the working folder by default."""
-    num_classes: int | None = None
-    """Outputs of the classifier; 10 by default, 1000 for ImageNet's networks."""
-    width: float = 1.0
-    """Multiplies every hidden channel count."""
-    shortcut: Literal["A", "B"] = "B"
-    """ResNet shortcuts into a new stage: A pads with zero channels, B is a 1x1 convolution."""
-    residual: Literal["tied", "independent"] = "tied"
-    """Masks at residual adds."""
-    linear_masks: Literal["channels", "weights"] = "channels"
-    """Masks of linear layers: one for a hidden neuron, or one for every weight."""
-    input: str | None = None
-    """Images as CxHxW; those of the network's published counts by default, as 3x32x32."""
-    seed: int = 0
-    """Of the sampled mask; the same as in `minicst macs`."""
-    debug: bool = False
-    """Show the traceback of an error."""
 
 
 def save_graph(settings: GraphSettings) -> Path:

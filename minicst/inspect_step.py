@@ -26,15 +26,23 @@ class StepSettings:
     network: str = "vgg-small"
     """Network, as in train."""
     data: str = "digits"
-    """fashion, digits, shapes32, or cifar10 with --data-dir."""
+    """Data set, as in train."""
     data_dir: Path | None = None
     """Folder of data that isn't inside the package, as in train."""
+    verify: bool = True
+    """Check files against the published checksums and sizes."""
     limit: int | None = None
     """Take the first so many training images only."""
+    image_size: int = 224
+    """Side that the images of --data folder are cropped to."""
     width: float = 0.25
     """Multiplies every hidden channel count; at .25 vgg-small has 36 maskable channels."""
     keep_rate: float = 0.5
     """Share of channels kept on average, in (0, 1]."""
+    keep_macs: str | None = None
+    """Instead of --keep-rate: share of the MACs, as 8.7%; finds the rate at which to expect it."""
+    keep_params: str | None = None
+    """The same for a share of the parameters."""
     residual: Literal["tied", "independent"] = "tied"
     """Masks at residual adds (ResNets)."""
     shortcut: Literal["A", "B"] = "B"
@@ -43,6 +51,8 @@ class StepSettings:
     """vr-pge, vr-pge-symmetric, vr-pge-multi, disarm, arm, pge, pge-moving-average or coin."""
     n_masks: int = 4
     """Masks of a step for vr-pge-multi."""
+    baseline_decay: float = 0.9
+    """Share of the old average in the baseline of pge-moving-average, in [0, 1)."""
     precondition_power: Annotated[float, tyro.conf.arg(aliases=["--alpha"])] = 0.5
     """alpha, in [0, 1]."""
     keep_prob_optimizer: Literal["adam", "sgd"] = "sgd"
@@ -77,13 +87,18 @@ def run_step(settings: StepSettings) -> tuple[Job, StepTrace]:
         network=settings.network,
         data=settings.data,
         data_dir=settings.data_dir,
+        verify=settings.verify,
         limit=settings.limit,
+        image_size=settings.image_size,
         width=settings.width,
         keep_rate=settings.keep_rate,
+        keep_macs=settings.keep_macs,
+        keep_params=settings.keep_params,
         residual=settings.residual,
         shortcut=settings.shortcut,
         estimator=settings.estimator,
         n_masks=settings.n_masks,
+        baseline_decay=settings.baseline_decay,
         precondition_power=settings.precondition_power,
         keep_prob_optimizer=settings.keep_prob_optimizer,
         keep_prob_lr=settings.keep_prob_lr,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
@@ -48,6 +49,7 @@ class Totals:
         dense_seconds: of the dense steps timed in between.
         scores: test accuracies at the end of the search, by kind of final mask.
         epoch_sums: sums over the current epoch's steps.
+        unreadable: absolute paths of the image files that couldn't be read before the last resume.
     """
 
     epoch: int = 0
@@ -62,6 +64,7 @@ class Totals:
     dense_seconds: list[float] = field(default_factory=list)
     scores: dict[str, list[float]] = field(default_factory=dict)
     epoch_sums: dict[str, float] = field(default_factory=dict)
+    unreadable: list[str] = field(default_factory=list)
 
     def add(self, trace: StepTrace, waited: float = 0.0) -> None:
         """Count one training step, and the seconds that it waited for its batch."""
@@ -92,6 +95,21 @@ class Totals:
             self.epoch_sums[key] = self.epoch_sums.get(key, 0.0) + value
 
 
+@dataclass(frozen=True)
+class Rereadable:
+    """The first `n` batches of one epoch, made anew whenever they are run through.
+
+    A batch of 256 images of 224x224 takes 154 MB: 16 of them are not to be held at once.
+    """
+
+    loader: Loader
+    n: int
+
+    def __iter__(self) -> Iterator[Batch]:
+        # An epoch number that training never reaches keys an order of its own.
+        return islice(self.loader.epoch(2**31), self.n)
+
+
 @dataclass
 class Job:
     """All that a run is made of."""
@@ -110,12 +128,16 @@ class Job:
         """Training steps an epoch."""
         return len(self.loader)
 
-    def recalibration_batches(self) -> list[Batch]:
+    def recalibration_batches(self) -> Rereadable:
         """Training batches for batch norm's statistics, always the same ones, not augmented."""
         data, settings = self.dataset, self.settings
         plain = train_loader(data, settings.batch_size, settings.seed, "none", prefetch=False)
-        # An epoch number that training never reaches keys an order of its own.
-        return list(islice(plain.epoch(2**31), settings.recalibration_batches))
+        return Rereadable(plain, settings.recalibration_batches)
+
+    def unreadable_files(self) -> list[str]:
+        """Absolute paths of the image files that couldn't be read, of the whole run, sorted."""
+        now = (os.path.abspath(path) for path in self.dataset.unreadable)
+        return sorted({*self.totals.unreadable, *now})
 
     def test_batches(self) -> Iterable[Batch]:
         """All test images, in order."""

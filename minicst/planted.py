@@ -41,7 +41,15 @@ class PlantedSettings:
     network: str = "vgg-tiny"
     """Network; vgg-tiny has 80 maskable channels."""
     data: str = "digits"
-    """Data set."""
+    """Data set, as in train."""
+    data_dir: Path | None = None
+    """Folder of data that isn't inside the package, as in train."""
+    verify: bool = True
+    """Check files against the published checksums and sizes."""
+    limit: int | None = None
+    """Train on the first so many training images only."""
+    width: float = 1.0
+    """Multiplies every hidden channel count."""
     keep_rate: float = 0.25
     """Share of channels kept."""
     keep_prob_lr: float = 12e-3
@@ -84,9 +92,9 @@ def run_planted(
     """Train every method on every seed.
 
     Returns:
-        {"network", "data", "keep_rate", "epochs", "seeds", "base_share": mean share of good
-        channels, "methods": {label: {"good_share": {mean, sd, values}, "test_accuracy": {mean, sd,
-        values}, "seconds_per_run"}}}.
+        {"network", "data", "limit", "width", "keep_rate", "epochs", "seeds", "base_share": mean
+        share of good channels, "methods": {label: {"good_share": {mean, sd, values},
+        "test_accuracy": {mean, sd, values}, "seconds_per_run"}}}.
 
     Raises:
         ValueError: for an unknown method or an impossible setting.
@@ -125,6 +133,8 @@ def run_planted(
     return {
         "network": settings.network,
         "data": settings.data,
+        "limit": settings.limit,
+        "width": settings.width,
         "keep_rate": settings.keep_rate,
         "epochs": settings.epochs,
         "seeds": list(seeds),
@@ -138,6 +148,10 @@ def _job(settings: PlantedSettings, label: str, seed: int) -> Job:
     train_settings = TrainSettings(
         network=settings.network,
         data=settings.data,
+        data_dir=settings.data_dir,
+        verify=settings.verify,
+        limit=settings.limit,
+        width=settings.width,
         method=method,
         estimator=estimator,
         keep_rate=settings.keep_rate,

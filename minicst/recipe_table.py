@@ -9,8 +9,11 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from minicst.recipes import RECIPES, PaperRow, Recipe, find_recipe
+from minicst.recipes import RECIPES, Recipe, find_recipe
 from minicst.tables import table as new_table
+
+# Numbers of a PaperRow, and their headings.
+COLUMNS = {"accuracy": "acc. %", "params": "params %", "macs": "MACs %", "saving": "saving x"}
 
 
 @dataclass(frozen=True)
@@ -42,15 +45,20 @@ def print_recipes(console: Console, settings: RecipesSettings) -> None:
         print(json.dumps([_plain(recipe) for recipe in RECIPES.values()]))
         return
     for title, recipes in _by_source().items():
-        table = new_table(
-            title, *("recipe", "keeps", "acc. %", "params %", "MACs %", "saving x"), left=2
-        )
+        # Columns of numbers that the paper prints nowhere here would only widen the table.
+        columns = {
+            key: head
+            for key, head in COLUMNS.items()
+            if any(key in recipe.paper.printed for recipe in recipes)
+        }
+        table = new_table(title, "recipe", "keeps", *columns.values(), left=2)
         for recipe in recipes:
-            table.add_row(recipe.name, recipe.aim, *_numbers(recipe.paper))
+            numbers = (recipe.paper.printed.get(key, "-") for key in columns)
+            table.add_row(recipe.name, recipe.aim, *numbers)
         console.print(table)
     console.print(
         "Train one: minicst train --recipe NAME; its settings: minicst recipes NAME. Numbers are "
-        "the paper's, - where it prints none; there the points are ours, rho is --keep-rate."
+        "the paper's; where it prints none, the points are ours, and rho is --keep-rate."
     )
 
 
@@ -64,12 +72,6 @@ def _by_source() -> dict[str, list[Recipe]]:
     return found
 
 
-def _numbers(row: PaperRow) -> list[str]:
-    """Accuracy, parameters, MACs and saving as text."""
-    values = (row.accuracy, row.params, row.macs, row.saving)
-    return ["-" if value is None else f"{value:g}" for value in values]
-
-
 def _plain(recipe: Recipe) -> dict[str, object]:
     return asdict(recipe) | {"aim": recipe.aim}
 
@@ -81,12 +83,9 @@ def _print_one(console: Console, recipe: Recipe) -> None:
     for key, value in recipe.settings.items():
         table.add_row(f"--{key.replace('_', '-')}", f"{value}", recipe.origin[key])
     console.print(table)
-    values = zip(
-        ("accuracy {} %", "parameters {} %", "MACs {} %", "saving {}x"),
-        _numbers(recipe.paper),
-        strict=True,
-    )
-    printed = [text.format(value) for text, value in values if value != "-"]
+    texts = {"accuracy": "accuracy {} %", "params": "parameters {} %"}
+    texts |= {"macs": "MACs {} %", "saving": "saving {}x"}
+    printed = [texts[key].format(number) for key, number in recipe.paper.printed.items()]
     console.print(
         f"The paper prints: {', '.join(printed)}."
         if printed

@@ -204,6 +204,11 @@ class TrainSettings:
             defaults = {**PRESETS[preset], **defaults, "preset": preset}
         return cls(**{**defaults, **changes})
 
+    def keep_by(self) -> tuple[str, Any]:
+        """Name and value of the setting that sets the keep rate; a rate found from it is none."""
+        given = ((key, getattr(self, key)) for key in ("keep_macs", "keep_params"))
+        return next((pair for pair in given if pair[1] is not None), ("keep_rate", self.keep_rate))
+
     def of_recipe(self) -> dict[str, Any] | None:
         """Part of summary.json: the recipe's row, what was changed, whether the run is a trial.
 
@@ -216,10 +221,11 @@ class TrainSettings:
         changed = {
             field.name: getattr(self, field.name)
             for field in fields(self)
-            if field.name not in OUTSIDE and getattr(self, field.name) != getattr(whole, field.name)
+            if field.name not in OUTSIDE | KEEP
+            and getattr(self, field.name) != getattr(whole, field.name)
         }
-        if self.keep_macs is not None or self.keep_params is not None:
-            changed.pop("keep_rate", None)  # found from the share
+        if self.keep_by() != whole.keep_by():
+            changed |= [self.keep_by()]
         return {
             "name": recipe.name,
             "where": recipe.where,

@@ -10,7 +10,10 @@ from rich.table import Table
 
 
 def table(title: str, *columns: str, left: int = 1) -> Table:
-    """Return an empty table; the first `left` columns are texts, the rest numbers."""
+    """Return an empty table; the first `left` columns are texts, the rest numbers.
+
+    Where it is too wide, texts go on in a second line.
+    """
     made = Table(
         title=title,
         title_justify="left",
@@ -21,11 +24,25 @@ def table(title: str, *columns: str, left: int = 1) -> Table:
         pad_edge=False,
     )
     for i, name in enumerate(columns):
-        made.add_column(name, justify="left" if i < left else "right", no_wrap=True)
+        text = i < left
+        made.add_column(
+            name,
+            justify="left" if text else "right",
+            no_wrap=not text,
+            overflow="fold" if text else "ellipsis",
+        )
     return made
+
+
+class _Console(Console):
+    """A console that leaves a closed pipe to `cli.main`, whoever writes into it."""
+
+    def on_broken_pipe(self) -> None:
+        """Raise what rich would end the program by."""
+        raise
 
 
 def console(stderr: bool = False) -> Console:
     """Return a console; where output isn't a terminal, lines may be 120 long."""
     stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr, width=None if stream.isatty() else 120, highlight=False)
+    return _Console(stderr=stderr, width=None if stream.isatty() else 120, highlight=False)

@@ -15,9 +15,8 @@ import numpy as np
 
 from minicst.backend import get_backend
 from minicst.checkpoint import read_arrays, save, write_arrays, write_text
-from minicst.data import Batch
-from minicst.job import Job, Totals, prepare
-from minicst.methods.base import evaluate, evaluate_all, recalibrate
+from minicst.job import Job, Rereadable, Totals, prepare
+from minicst.methods.base import evaluate, evaluate_all, recalibrate_all
 from minicst.methods.completely_sparse import CompletelySparse
 from minicst.methods.dense import FixedMask, Narrow
 from minicst.methods.trace import StepTrace
@@ -132,7 +131,7 @@ def _train(
     return network, summary
 
 
-def _metered(job: Job, batches: list[Batch]) -> list[Batch]:
+def _metered(job: Job, batches: Rereadable) -> Rereadable:
     """Start the meter's count of what comes now."""
     get_backend().meter.reset()
     return batches
@@ -156,8 +155,7 @@ def _score_candidates(job: Job, watcher: Watcher) -> None:
     watcher.says("scoring sampled masks and the most probable one")
     batches = job.recalibration_batches()
     every = [network for networks in candidates.values() for network in networks]
-    for network in every:
-        recalibrate(network, batches)
+    recalibrate_all(every, batches)
     results = iter(evaluate_all(every, job.test_batches()))  # the images are read once
     for kind, networks in candidates.items():
         job.totals.scores[kind] = [next(results)[0] for _ in networks]
@@ -230,7 +228,7 @@ def summarize(job: Job, network: Network) -> dict[str, Any]:
         "recipe": settings.of_recipe(),
         "evaluated_on": job.dataset.evaluated_on,
         "data_source": job.dataset.source,
-        "unreadable_files": len(job.dataset.unreadable),
+        "unreadable_files": len(job.unreadable_files()),
         "data_wait_seconds": totals.wait_seconds,
         "estimator": settings.estimator if settings.method == CompletelySparse.name else None,
         "test_images": len(job.dataset.test_labels),
@@ -299,7 +297,8 @@ def run_controls(
 def _write_checkpoint(job: Job, folder: Path | None) -> None:
     if folder is None:
         return
-    header = {"settings": job.settings.as_json(), "totals": asdict(job.totals)}
+    totals = replace(job.totals, unreadable=job.unreadable_files())
+    header = {"settings": job.settings.as_json(), "totals": asdict(totals)}
     write_arrays(folder / "checkpoint.npz", "checkpoint", header, job.method.state())
 
 

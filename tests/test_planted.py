@@ -1,11 +1,16 @@
+from dataclasses import asdict, fields
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from minicst import planted
 from minicst.autograd import Tensor
 from minicst.job import plant
 from minicst.models import build
 from minicst.nn import ChannelNoise, clone
 from minicst.planted import METHODS, PlantedSettings, good_channels, good_share, run_planted
+from minicst.settings import TrainSettings
 from minicst.sparse import cut, masked
 
 
@@ -100,6 +105,35 @@ def test_run_planted_returns_every_method():
         assert set(result["good_share"]) == {"mean", "sd", "values"}
         assert 0.0 <= result["good_share"]["mean"] <= 1.0
         assert 0.0 <= result["test_accuracy"]["mean"] <= 1.0
+
+
+def test_every_option_that_train_has_too_reaches_the_training(monkeypatch):
+    values = {
+        **{"network": "vgg-small", "data": "shapes32", "data_dir": Path("here"), "verify": False},
+        **{"limit": 500, "width": 0.75, "keep_rate": 0.3, "keep_prob_lr": 0.7, "epochs": 3},
+        "threads": 3,
+    }
+    shared = {f.name for f in fields(PlantedSettings)} & {f.name for f in fields(TrainSettings)}
+    assert shared - {"debug", "out"} == values.keys()
+    assert not values.items() & asdict(PlantedSettings()).items()
+
+    def caught(settings):
+        for name, value in values.items():
+            assert getattr(settings, name) == value, name
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(planted, "prepare", caught)
+    with pytest.raises(KeyboardInterrupt):
+        run_planted(PlantedSettings(**values))
+
+
+def test_a_planted_run_of_a_narrow_network_on_few_images():
+    settings = PlantedSettings(
+        **{"epochs": 1, "seeds": 1, "threads": 1, "width": 0.5, "limit": 130, "keep_rate": 0.5},
+        methods=("vr-pge",),
+    )
+    results = run_planted(settings)
+    assert (results["width"], results["limit"]) == (0.5, 130)
 
 
 @pytest.mark.slow

@@ -126,10 +126,74 @@ def test_rows_as_printed(name):
         assert RECIPES[name].aim == "dense"
     else:
         assert parse_share(settings.keep_macs, "") == pytest.approx(row.macs / 100, rel=1e-12)
-        assert RECIPES[name].aim == f"{row.macs:g}% MACs"
+        assert RECIPES[name].aim == f"{row.printed['macs']}% MACs"
+        assert settings.keep_macs == f"{row.printed['macs']}%"
         # C.1: 3 / (4 fS/fD), with the ratio's mean over training, prints about this number.
         if name != "figure2-resnet32-cifar100-1.56":
             assert row.saving == pytest.approx(75 / row.macs, rel=0.02)
+
+
+# As the tables print them where a float would not: trailing zeros, "1x" in two and "1.00x" in one.
+TEXTS = {
+    "table2-vgg16-original": ("92.9", "100", "100", "1"),
+    "table3-resnet50-original": ("77.0", "100", "100", "1"),
+    "table3-resnet50-46.8": ("76.0", "48.2", "46.8", "1.60"),
+    "table3-resnet50-24.7": ("73.5", "27.0", "24.7", "3.02"),
+    "table4-vgg19-original": ("93.84", "100.00", "100.00", "1.00"),
+    "table4-vgg19-10.27": ("92.23", "6.69", "10.27", "7.30"),
+    "table4-vgg19-1.70": ("87.97", "0.80", "1.70", "44.68"),
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_numbers_have_the_digits_of_the_paper(name):
+    row, keys = RECIPES[name].paper, ("accuracy", "params", "macs", "saving")
+    numbers = {key: getattr(row, key) for key in keys}
+    assert row.printed.keys() == {key for key in keys if numbers[key] is not None}
+    assert all(float(text) == numbers[key] for key, text in row.printed.items())
+    if name in TEXTS:
+        assert tuple(row.printed.values()) == TEXTS[name]
+    else:
+        for key, text in row.printed.items():
+            assert text == f"{numbers[key]:g}"
+
+
+@pytest.mark.parametrize(
+    ("name", "network", "share"),
+    [
+        ("table2-vgg16", "Table 2", "Table 2"),
+        ("table3-resnet50-46.8", "Table 3", "Table 3"),
+        ("table4-vgg19-1.70", "Table 4", "Table 4"),
+        ("section5.5-vgg19-14.28", "Figure 3", "Sec. 5.5"),  # Figure 3's caption names it
+        ("figure2-resnet32-cifar100-1.56", "Figure 2", "Sec. 5.2"),
+        ("figure3-mobilenetv1-rho-0.25", "Figure 3", None),
+    ],
+)
+def test_where_the_paper_says_so(name, network, share):
+    origin = RECIPES[name].origin
+    assert origin["network"] == origin["data"] == f"paper, {network}"
+    if share is None:
+        assert origin["keep_rate"] == "ours"
+    else:
+        assert origin["keep_macs"] == f"paper, {share}"
+    assert origin["method"] == "paper, Algorithm 1"
+    assert origin["preset"] == "paper, Algorithm 1; App. B"
+
+
+def test_where_the_paper_says_nothing():
+    strs = {"image_size", "warmup", "epochs", "schedule", "weight_decay", "augment"}
+    for name in ("table3-resnet50-46.8", "figure3-mobilenetv1-rho-0.25"):
+        origin = RECIPES[name].origin
+        assert {key for key, text in origin.items() if text.startswith("STR")} == strs
+    assert RECIPES["table3-resnet50-original"].origin["method"] == "paper, Table 3"
+    assert RECIPES["figure3-mobilenetv1-original"].origin["method"] == "ours"
+
+
+def test_the_keep_rate_of_figure_2s_number():
+    """As the comment beside the recipe says."""
+    for residual, rate in (("independent", 0.0874), ("tied", 0.1235)):
+        network = network_of("resnet32", 100, 2.0, residual, "B")
+        assert keep_rate_for(network, (32, 32, 3), 0.0156) == pytest.approx(rate, abs=5e-5)
 
 
 @pytest.mark.parametrize("name", RECIPES)

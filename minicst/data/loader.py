@@ -96,7 +96,9 @@ class Loader:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         if drop_last and batch_size > len(images):
             raise ValueError(
-                f"batch_size {batch_size} with drop_last leaves no batch of {len(images)} images"
+                f"batch_size {batch_size} is more than the {len(images)} images, and drop_last "
+                f"keeps whole batches only: take at most {len(images)} (--batch-size), or more "
+                "images (--limit)"
             )
         if augment not in get_args(Augment):
             raise ValueError(

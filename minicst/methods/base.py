@@ -245,15 +245,21 @@ def recalibrate(network: Network, batches: Iterable[Batch]) -> None:
     A sub-network's statistics differ from those gathered over many masks. Forward passes only;
     the meter books them under "recalibrate".
     """
-    norms = list(network.norms().values())
+    recalibrate_all([network], batches)
+
+
+def recalibrate_all(networks: Sequence[Network], batches: Iterable[Batch]) -> None:
+    """Recalibrate each network; the batches are run through once."""
+    norms = [norm for network in networks for norm in network.norms().values()]
     momenta = [norm.momentum for norm in norms]
-    meter = network.parameters()[0].backend.meter
+    meter = networks[0].parameters()[0].backend.meter
     try:
         with no_grad(), meter.in_phase("recalibrate"):
             for i, batch in enumerate(batches):
                 for norm in norms:
                     norm.momentum = 1.0 / (i + 1)  # running mean of the batches so far
-                network(batch.images, training=True, step=i)
+                for network in networks:
+                    network(batch.images, training=True, step=i)
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum

@@ -6,7 +6,7 @@ The numbers in the comments of `train_step` are the paper's line numbers.
 from __future__ import annotations
 
 import string
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -19,8 +19,9 @@ from minicst.methods.base import (
     Plan,
     _array,
     clip_gradients,
-    evaluate,
+    evaluate_all,
     recalibrate,
+    recalibrate_all,
 )
 from minicst.methods.trace import StepTrace, Stopwatch
 from minicst.nn import Network
@@ -237,12 +238,11 @@ class CompletelySparse(Method):
             return masks["top_k"][0]
         if self.hyper.final_mask == "sample":
             return masks["samples"][0]
-        batches = list(batches)
-        losses = []
-        for mask in masks["samples"]:
-            small = cut(self.network, mask).network
-            recalibrate(small, batches)
-            losses.append(evaluate(small, batches)[1])
+        if isinstance(batches, Iterator):
+            batches = list(batches)  # they are run through twice
+        drawn = [cut(self.network, mask).network for mask in masks["samples"]]
+        recalibrate_all(drawn, batches)
+        losses = [loss for _, loss in evaluate_all(drawn, batches)]
         return masks["samples"][int(np.argmin(losses))]
 
     def start_fine_tuning(self, batches: Iterable[Batch]) -> None:
@@ -255,7 +255,8 @@ class CompletelySparse(Method):
         """Return the final small network, batch norm recalibrated on training batches."""
         # 9: a pruned network by a mask sampled from p(m|s)
         self.end_epoch()
-        batches = list(batches)  # best-of-10 runs over them before the final network does
+        if isinstance(batches, Iterator):
+            batches = list(batches)  # best-of-10 runs over them before the final network does
         fine_tuned = self._mask is not None and self.plan.search_steps < self.plan.total_steps
         mask = self._mask if fine_tuned else self.choose_final(batches)
         small = cut(self.network, mask).network

@@ -86,13 +86,15 @@ class Network(Module):
         """{group: its place in the flat mask}, in the order in which data meets the groups."""
         if self._groups is None:
             sizes: dict[str, int] = {}
+            widest: dict[str, str] = {}
             by_weight = self.weight_units()
             for name, node in self.nodes.items():
                 if node.group is not None:
                     size = self._channels[name] if node.members is None else max(node.members) + 1
                     if name in by_weight:
                         size = by_weight[name].transform.weight.size
-                    sizes[node.group] = max(size, sizes.get(node.group, 0))
+                    if size > sizes.get(node.group, 0):
+                        sizes[node.group], widest[node.group] = size, name
             for name, unit in by_weight.items():
                 if sum(node.group == unit.group for node in self.nodes.values()) > 1:
                     raise ValueError(
@@ -104,8 +106,10 @@ class Network(Module):
                     continue
                 if self._channels[name] != sizes[node.group]:
                     raise ValueError(
-                        f"node '{name}' has {self._channels[name]} channels, its group "
-                        f"'{node.group}' has {sizes[node.group]}: nodes of one group share one mask"
+                        f"node '{name}' has {self._channels[name]} channels, node "
+                        f"'{widest[node.group]}' of its group '{node.group}' has "
+                        f"{sizes[node.group]}: nodes of one group share one mask; give them "
+                        "as many channels, or groups of their own"
                     )
             ends = accumulate(sizes.values())
             self._groups = {

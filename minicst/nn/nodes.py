@@ -282,9 +282,12 @@ class Add(Node):
     def check(self, channels: list[int]) -> int:
         """Output channels; every input must have as many as its places."""
         places = self.places or [None] * len(channels)
-        for c, place in zip(channels, places, strict=True):
-            if c != (self.channels if place is None else len(place)):
-                raise ValueError(f"adds streams of {channels} channels: they must be equal")
+        wanted = [self.channels if place is None else len(place) for place in places]
+        if channels != wanted:
+            raise ValueError(
+                f"adds streams of {channels} channels to a sum of {self.channels}, at {wanted} of "
+                "them: they must be equal"
+            )
         return self.channels
 
     def out_shape(self, shapes: list[Shape]) -> Shape:

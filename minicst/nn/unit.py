@@ -175,7 +175,10 @@ class Unit(Node):
     def check(self, channels: list[int]) -> int:
         """c_out; the input must have c_in channels."""
         if channels != [self.transform.c_in]:
-            raise ValueError(f"reads {self.transform.c_in} channels and is given {channels}")
+            raise ValueError(
+                f"reads {self.transform.c_in} channels and is given {channels}: one input of as "
+                "many is needed"
+            )
         return self.transform.c_out
 
     @property

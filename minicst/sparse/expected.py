@@ -123,9 +123,11 @@ def keep_rate_for(network: Network, input_shape: Shape, share: float, of: str = 
         rho in (0, 1], to 1e-12.
 
     Raises:
-        ValueError: if the share isn't in (0, 1], the images don't fit, nothing is maskable, or
-            what is never masked is more than the share.
+        ValueError: if the share isn't in (0, 1], the images don't fit, nothing is maskable, what is
+            never masked is more than the share, or `of` is another count.
     """
+    if of not in ("params", "macs"):
+        raise ValueError(f"a share of '{of}': choose macs or params")
     which = ("params", "macs").index(of)
     if not 0.0 < share <= 1.0:
         raise ValueError(f"a share of {share:g} of the {of}: it must be in (0, 1]")

@@ -40,6 +40,7 @@ def inside(tmp_path, monkeypatch):
         ("--lr 1e9 --epochs 1", ["nan", "--lr"]),
         ("--estimator pge --backward-masks 2", ["pge", "--backward-masks 2"]),
         ("--mask-position filter --resample-every 2", ["filter", "--resample-every"]),
+        ("--limit 255", ["batch_size 256", "255 images", "--batch-size", "--limit"]),
         ("--out taken", ["taken exists already", "--resume"]),
         ("--resume nowhere", ["nowhere", "--resume"]),
         ("--resume broken", ["broken", "checkpoint.npz", "damaged"]),
@@ -75,7 +76,7 @@ def test_train_says_one_line_and_returns_2(arguments, names, capsys, tmp_path):
         (["step", "--save", "nowhere/step.npz"], "no folder nowhere"),
         (["planted", "--methods", "foo"], "foo"),
         (["planted", "--out", "nowhere/planted.png"], "no folder nowhere"),
-        (["bench", "--network", "resnet20"], "resnet20"),
+        (["bench", "--network", "resnet21"], "resnet21"),
     ],
 )
 def test_other_commands_too(arguments, name, capsys):

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from minicst.cli import main
 from minicst.counts import MacsSettings, count, parse_share, print_counts
+from minicst.models import build
 
 LAYER = {
     *("name", "kind", "c_in", "c_out", "out", "params", "macs"),
@@ -167,8 +168,9 @@ def test_a_share_of_one_is_dense(capsys):
     ("network", "options"),
     [("wrn-28-10", {}), ("resnet50", {"residual": "independent"}), ("mobilenetv1", {})],
 )
-def test_tables_of_large_networks_are_not_cut(network, options):
-    console = Console(width=120, highlight=False)
+@pytest.mark.parametrize("width", [80, 120])
+def test_tables_of_large_networks_are_not_cut(network, options, width):
+    console = Console(width=width, highlight=False)
     with console.capture() as capture:
         print_counts(console, count(MacsSettings(network, keep_macs="7.9%", **options)))
     out = capture.get()
@@ -177,6 +179,11 @@ def test_tables_of_large_networks_are_not_cut(network, options):
     for number in {"wrn-28-10": ("36,479,194", "5,243,328,768"), "mobilenetv1": ("568,740,352",),
                    "resnet50": ("25,557,032", "4,089,184,256")}[network]:  # fmt: skip
         assert number in out
+    assert max(len(line) for line in out.splitlines()) <= width
+    # Every layer on one line; at 80 columns, what the sampled mask leaves stands below.
+    starts = [line.split()[0] for line in out.splitlines() if line.strip()]
+    for name in build(network, width=0.1).units():
+        assert starts.count(name) == (2 if width == 80 else 1), name
 
 
 def test_expected_parameters_by_hand_on_a_chain(capsys):

@@ -1,12 +1,19 @@
 """`minicst step`: what it saves and prints, against each other and against counts by hand."""
 
 import json
+from dataclasses import asdict, fields, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from minicst import inspect_step
 from minicst.cli import main
+from minicst.inspect_step import StepSettings
+from minicst.models import build
+from minicst.settings import TrainSettings
 from minicst.sparse import project_capped_simplex
+from minicst.sparse.expected import expected_counts
 
 BASE = ["step", "--network", "vgg-tiny", "--data", "digits", "--batch-size", "16"]
 
@@ -124,3 +131,48 @@ def test_a_file_that_cannot_be_written_is_one_line(capsys, tmp_path):
     assert error.startswith("minicst: error: ")
     assert error.count("\n") == 1
     assert "step.npz" in error
+
+
+@pytest.mark.parametrize(("option", "which"), [("--keep-params", 0), ("--keep-macs", 1)])
+def test_the_keep_rate_of_a_share(option, which, capsys, tmp_path):
+    step, arrays = stepped(capsys, tmp_path, option, "20%", "--width", ".5")
+    network = build("vgg-tiny", 10, 1, width=0.5)
+    s = arrays["keep_prob_before"]
+    found = expected_counts(network, (8, 8, 1), s)[which]
+    dense = expected_counts(network, (8, 8, 1), np.ones_like(s))[which]
+    assert found == pytest.approx(0.2 * dense, rel=1e-9)
+    assert step["keep_rate"] == s[0] == pytest.approx(step["budget"] / s.size)
+
+
+def test_the_moving_average_decays_as_asked(capsys, tmp_path):
+    """With decay 0 the baseline is the loss of the step before."""
+    options = ["--estimator", "pge-moving-average", "--baseline-decay", "0"]
+    before, _ = stepped(capsys, tmp_path, *options, "--after", "1")
+    step, _ = stepped(capsys, tmp_path, *options, "--after", "2")
+    assert step["baseline"] == pytest.approx(before["loss_a"], rel=1e-6)
+    slow, _ = stepped(capsys, tmp_path, *options[:2], "--after", "2")
+    assert slow["baseline"] != pytest.approx(before["loss_a"], rel=1e-6)
+
+
+def test_every_option_that_train_has_too_reaches_the_training(monkeypatch):
+    """The values are nobody's default."""
+    values = {
+        **{"network": "resnet20", "data": "folder", "data_dir": Path("here"), "verify": False},
+        **{"limit": 500, "image_size": 48, "width": 0.75, "keep_rate": 0.3, "keep_macs": "20%"},
+        **{"keep_params": "30%", "residual": "independent", "shortcut": "A", "n_masks": 7},
+        **{"estimator": "arm", "baseline_decay": 0.2, "precondition_power": 0.1, "seed": 9},
+        **{"keep_prob_optimizer": "adam", "keep_prob_lr": 0.7, "batch_size": 11, "threads": 3},
+    }
+    shared = {f.name for f in fields(StepSettings)} & {f.name for f in fields(TrainSettings)}
+    assert shared - {"debug"} == values.keys()
+
+    def caught(settings):
+        for name, value in values.items():
+            assert getattr(settings, name) == value, name
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(inspect_step, "prepare", caught)
+    settings = replace(StepSettings(), **values)
+    assert not values.items() & asdict(StepSettings()).items()
+    with pytest.raises(KeyboardInterrupt):
+        inspect_step.run_step(settings)

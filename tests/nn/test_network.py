@@ -42,10 +42,12 @@ def started():
         ("input", Pool(), ["b"], "already has a node 'input'"),
         ("c", Pool(), ["d"], r"node 'c' reads 'd', which isn't there \(yet\)"),
         ("c", Pool(), [], "node 'c' reads nothing"),
-        ("c", Unit.create(5, 2, 1), ["a"], r"node 'c' after a \(4 channels\): reads 5 .* \[4\]"),
+        ("c", Unit.create(5, 2, 1), ["a"], r"after a \(4 channels\): reads 5 .* \[4\]: one input"),
         ("c", Unit.create(4, 2, 1), ["a", "b"], r"after a \(4 channels\), b \(5 channels\)"),
         ("c", Add(4), ["a", "b"], r"a \(4 channels\), b \(5 channels\): adds .* must be equal"),
-        ("c", Add(4, [[0, 1], None]), ["a", "a"], "must be equal"),
+        ("c", Add(4), ["a", "b"], r"\[4, 5\] channels to a sum of 4, at \[4, 4\] of them"),
+        ("c", Add(4, [[0, 1], None]), ["a", "a"], r"\[4, 4\] .* at \[2, 4\] of them: .* equal"),
+        ("c", Add(4, [None, None]), ["a"], r"streams of \[4\] channels to a sum of 4, at \[4, 4\]"),
         ("c", Shortcut(2, 8, [4], [0]), ["a"], "takes channel 4 of an input with 4"),
     ],
 )
@@ -60,7 +62,8 @@ def test_nodes_of_one_group_share_one_mask():
     network = started()
     network.add("c", Unit.create(4, 5, 1, group="a"), "a")
     with pytest.raises(
-        ValueError, match=r"node 'a' has 4 channels, its group 'a' has 5: .* one mask"
+        ValueError,
+        match=r"node 'a' has 4 channels, node 'c' of its group 'a' has 5: .* one mask; give them",
     ):
         _ = network.groups
 

@@ -266,6 +266,11 @@ def test_a_share_outside_of_0_1(share):
         keep_rate_for(separable(None), SHAPE, share, "params")
 
 
+def test_a_share_of_another_count():
+    with pytest.raises(ValueError, match="a share of 'channels': choose macs or params"):
+        keep_rate_for(separable(None), SHAPE, 0.5, "channels")
+
+
 def test_a_share_below_what_has_no_mask():
     network = separable(None)
     least = 5 / count_macs(network, SHAPE).params  # the classifier's bias

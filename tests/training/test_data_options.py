@@ -4,6 +4,7 @@ import gzip
 import json
 import struct
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -11,14 +12,16 @@ from PIL import Image
 from rich.console import Console
 
 from minicst.cli import main
-from minicst.data import load_dataset
+from minicst.data import Loader, load_dataset
 from minicst.display import final_table
 from minicst.job import Totals, limit_test, prepare
-from minicst.methods.base import evaluate, evaluate_all, recalibrate
+from minicst.methods.base import evaluate, evaluate_all, recalibrate, recalibrate_all
 from minicst.methods.trace import StepTrace
 from minicst.models import build
+from minicst.nn import clone
+from minicst.randomness import rng_for
 from minicst.settings import TrainSettings
-from minicst.training import train
+from minicst.training import Stopped, resume, train
 
 SMALL = {
     "network": "vgg-tiny",
@@ -69,7 +72,8 @@ def test_validation_accuracy_is_called_so(capsys, tmp_path):
     summary = json.loads((out / "summary.json").read_text())
     assert summary["evaluated_on"] == "validation"
     assert summary["test_images"] == len(prepare(settings_of(validation=0.25)).dataset.test_labels)
-    assert f"validation accuracy, final network, {summary['test_images']} images" in shown
+    (line,) = [x for x in shown.splitlines() if "validation accuracy, final network" in x]
+    assert line.strip().endswith(f"on {summary['test_images']} images")
     assert "test accuracy" not in shown
     # Folders of runs that were made before know of no such thing.
     del summary["evaluated_on"], summary["data_wait_seconds"], summary["unreadable_files"]
@@ -228,6 +232,30 @@ def test_mobilenet_on_an_image_folder_from_end_to_end(image_folder, tmp_path, ca
     assert summary["data_wait_seconds"] == pytest.approx(waited, abs=1e-9)
 
 
+def test_unreadable_files_are_counted_over_a_whole_run(image_folder, tmp_path, monkeypatch):
+    """Also those that were met before a resume; none twice."""
+    monkeypatch.chdir(tmp_path)
+    options = {"data": "folder", "data_dir": image_folder.relative_to(tmp_path), "image_size": 16}
+    settings = settings_of(**options, batch_size=4, epochs=2, augment="resized-crop")
+    (image_folder / "train" / "class2" / "broken.jpg").write_bytes(b"none either")
+    folder = tmp_path / "run"
+    folder.mkdir()
+    job = prepare(settings)
+    with pytest.raises(Stopped):
+        train(job, folder, stop=lambda: job.totals.epoch == 1)
+    assert len(job.unreadable_files()) == 2
+    whole = Image.new("RGB", (20, 20))
+    whole.save(image_folder / "train" / "class1" / "broken.jpg")
+    (image_folder / "train" / "class0" / "1.png").write_bytes(b"spoiled in between")
+    job = resume(folder)
+    assert job.dataset.unreadable == {}
+    _, summary = train(job, folder)
+    assert len(job.dataset.unreadable) == 2  # one of them is new
+    names = ["class0/1.png", "class1/broken.jpg", "class2/broken.jpg"]
+    assert job.unreadable_files() == [str(image_folder / "train" / name) for name in names]
+    assert summary["unreadable_files"] == 3
+
+
 def test_test_images_of_a_folder_are_evenly_spaced_files(image_folder):
     options = {"data": "folder", "data_dir": image_folder, "image_size": 16, "batch_size": 4}
     data = prepare(settings_of(**options, test_limit=3)).dataset
@@ -279,6 +307,62 @@ def test_waiting_is_no_part_of_a_step():
     assert totals.wait_seconds == 2.25
     assert totals.epoch_sums["waited"] == 2.25
     assert totals.step_seconds == 1.5
+
+
+# Recalibration
+
+
+def test_recalibration_batches_are_training_images_in_an_order_of_their_own():
+    job = prepare(settings_of(batch_size=128, recalibration_batches=3, augment="crop-flip"))
+    data = job.dataset
+    order = rng_for(0, "order", 2**31).permutation(1437)
+    again = job.recalibration_batches()
+    for _ in range(2):  # they can be run through twice
+        batches = list(again)
+        assert len(batches) == 3
+        for i, batch in enumerate(batches):
+            chosen = order[128 * i : 128 * (i + 1)]
+            raw = data.train_images[chosen].astype(float)
+            exact = (raw / data.max_value - data.mean) / data.std
+            np.testing.assert_allclose(batch.images, exact, atol=1e-5)
+            np.testing.assert_array_equal(batch.labels, data.train_labels[chosen])
+    many = prepare(settings_of(batch_size=512, recalibration_batches=16))
+    assert len(list(many.recalibration_batches())) == 1437 // 512
+
+
+@pytest.mark.parametrize("final_mask", ["sample", "best-of-10"])
+def test_recalibration_holds_two_batches_at_most(final_mask, monkeypatch):
+    """The one in use, and the next one while it is made; 16 of ImageNet's take 2.5 GB."""
+    alive, most = weakref.WeakSet(), []
+    make = Loader._make
+
+    def counted(self, array, epoch, index, order):
+        batch = make(self, array, epoch, index, order)
+        if epoch == 2**31:
+            alive.add(batch)
+            most.append(len(alive))
+        return batch
+
+    monkeypatch.setattr(Loader, "_make", counted)
+    options = {"batch_size": 128, "recalibration_batches": 6, "final_mask": final_mask}
+    train(prepare(settings_of(**options, fine_tune=0.5, epochs=2)))
+    assert max(most) <= 2
+    # One reading for all candidates, one for the final network; to choose, two more.
+    assert len(most) == 6 * (4 if final_mask == "best-of-10" else 2)
+
+
+def test_recalibrate_all_sets_what_recalibrate_sets():
+    networks = [build("vgg-tiny", 10, 1, width=0.25, seed=seed) for seed in range(3)]
+    twins = [clone(network) for network in networks]
+    batches = list(prepare(settings_of(recalibration_batches=3)).recalibration_batches())
+    recalibrate_all(networks, iter(batches))
+    for network, twin in zip(networks, twins, strict=True):
+        before = {name: array.copy() for name, array in twin.state().items()}
+        recalibrate(twin, batches)
+        for name, array in twin.state().items():
+            np.testing.assert_array_equal(network.state()[name], array, name)
+        assert any((before[name] != array).any() for name, array in twin.state().items())
+        assert {norm.momentum for norm in network.norms().values()} == {0.1}
 
 
 # Scoring many networks

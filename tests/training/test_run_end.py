@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import inspect
 import io
+import itertools
 import json
 import os
 import signal
@@ -18,13 +19,16 @@ from minicst.bench import BenchSettings
 from minicst.cli import main
 from minicst.counts import MacsSettings
 from minicst.display import LiveDisplay, final_table, human
+from minicst.graph import GraphSettings
 from minicst.info import InfoSettings
 from minicst.inspect_step import StepSettings
 from minicst.planted import PlantedSettings
+from minicst.recipe_table import RecipesSettings
 from minicst.runs import finished
 from minicst.settings import PRESETS, TrainSettings
 from minicst.sparse import count_macs
 from minicst.training import Silent, Stopped, prepare, resume, run_controls, train
+from minicst.variance.command import VarianceSettings
 
 SMALL = ["--data", "digits", "--network", "vgg-tiny", "--width", ".25", "--batch-size", "256"]
 
@@ -263,13 +267,20 @@ def test_settings_survive_json(tmp_path):
 
 @pytest.mark.parametrize(
     "command",
-    [TrainSettings, StepSettings, MacsSettings, PlantedSettings, BenchSettings, InfoSettings],
+    [
+        *(TrainSettings, StepSettings, MacsSettings, PlantedSettings, BenchSettings, InfoSettings),
+        *(GraphSettings, RecipesSettings, VarianceSettings),
+    ],
 )
 def test_every_setting_is_explained(command):
-    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(command))).body
+    bodies = []  # its own, and those of the settings that it shares
+    for part in filter(dataclasses.is_dataclass, command.__mro__):
+        (tree,) = ast.parse(textwrap.dedent(inspect.getsource(part))).body
+        bodies.append(tree.body)
     explained = {
         field.target.id
-        for field, text in zip(tree.body, tree.body[1:], strict=False)
+        for body in bodies
+        for field, text in itertools.pairwise(body)
         if isinstance(field, ast.AnnAssign)
         and isinstance(text, ast.Expr)
         and isinstance(text.value, ast.Constant)
