@@ -160,34 +160,108 @@ def main_job() -> str:
     return "\n".join(lines)
 
 
-def speed() -> str:
-    """Return the tables of seconds, Markdown."""
-    results = load("bench")
-    lines = [
-        "| dense pass | minicst | PyTorch channels_last | PyTorch NCHW |",
-        "|---|---|---|---|",
-    ]
-    for row in results["dense"]:
-        seconds = row["seconds"]
-        cells = [f"{seconds['minicst'] * 1e3:.0f} ms"]
-        for peer in ("pytorch_channels_last", "pytorch_nchw"):
+PEERS = {
+    "pytorch-nchw": "PyTorch NCHW",
+    "pytorch-channels-last": "PyTorch channels last",
+    "jax": "JAX",
+}
+PASSES = {
+    "forward": "forward",
+    "forward_backward": "forward + backward",
+    "step": "whole step",
+}
+MULTIPLYING = ("forward_b", "forward_a", "backward")
+
+
+def milliseconds(seconds: float) -> str:
+    """Whole ones above 100."""
+    return f"{seconds * 1e3:.0f} ms" if seconds >= 0.1 else f"{seconds * 1e3:.1f} ms"
+
+
+def beside(rows: list[dict[str, Any]], first: list[list[str]], head: str) -> list[str]:
+    """Rows of passes: minicst, every peer with the median ratio of pairs, share of the floor."""
+    labels = [label for label in PEERS if any(label in row["over"] for row in rows)]
+    columns = [head, "minicst", *(PEERS[label] for label in labels), "of the floor"]
+    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+    for cells, row in zip(first, rows, strict=True):
+        cells = [" ".join(cells), milliseconds(row["seconds"]["minicst"])]
+        for label in labels:
             cells.append(
-                f"{seconds[peer] * 1e3:.0f} ms ({seconds['minicst'] / seconds[peer]:.2f}x)"
+                f"{milliseconds(row['seconds'][label])} ({row['over'][label]:.2f}x)"
+                if label in row["over"]
+                else ""
             )
-        lines.append(f"| {row['what'].replace('_', ' + ')} | " + " | ".join(cells) + " |")
-    lines += [
-        "",
-        "| training step | forward MACs | dense | Algorithm 1 | saving | the paper's formula |",
-        "|---|---|---|---|---|---|",
+        lines.append("| " + " | ".join([*cells, f"{row['of_peak']:.0%}"]) + " |")
+    return lines
+
+
+def speed() -> str:
+    """Return the tables of a bench, Markdown."""
+    results = load("bench")
+    machine, peak, settings = results["machine"], results["peak"], results["settings"]
+    frameworks = [version for version in results["peers"].values() if version]
+    lines = [
+        f"{machine['cpu']}, {machine['threads']} threads, "
+        f"{', '.join(['NumPy ' + machine['numpy'], *frameworks])}; batch {settings['batch_size']}, "
+        f"medians of {settings['pairs']} turns, ratios of pairs (below 1: minicst is faster). "
+        f"Floor: executed MACs over the GEMM peak, {peak['gmacs']:.0f} GMAC/s in this run; copies "
+        f"ran at {peak['copied_gb']:.0f} GB/s.",
     ]
-    for row in results["steps"]:
-        dense, sparse = row["seconds"]["dense"], row["seconds"]["sparse"]
-        lines.append(
-            f"| keep rate {row['keep_rate']:g} | {row['macs_ratio']:.1%} | {dense * 1e3:.0f} ms "
-            f"| {sparse * 1e3:.0f} ms | {dense / sparse:.2f}x "
-            f"| {row['saving_paper_formula']:.3g}x |"
-        )
+    for workload in results["workloads"]:
+        lines += ["", f"**{workload['label']}**, dense:", ""]
+        names = [[PASSES[row["what"]]] for row in workload["dense"]]
+        lines += beside(workload["dense"], names, "pass")
+        lines += ["", f"**{workload['label']}**, Algorithm 1's whole step:", ""]
+        lines += steps_table(workload["steps"], workload["memory"])
+        rows, names = [], []
+        for entry in workload["cut"]:
+            for kind, what in (("static", "the same network"), ("changing", "new each turn")):
+                row = next(r for r in entry[kind] if r["what"] == "forward_backward")
+                rows.append(row)
+                names.append([f"{entry['share']:.2f} %, {what}"])
+        lines += ["", f"**{workload['label']}**, cut network, forward + backward:", ""]
+        lines += beside(rows, names, "MACs")
     return "\n".join(lines)
+
+
+def steps_table(steps: dict[str, Any], memory: list[dict[str, Any]]) -> list[str]:
+    """Savings in time, in MACs and by the paper, share of the structure, floor, memory."""
+    peaks = {
+        row["share"]: f"{row['peak'] / 1e6:.0f} MB ({row['peak'] / row['closed_form']:.2f}x)"
+        for row in memory
+    }
+    columns = (
+        *("MACs", "step", "saving", "in MACs", "paper's formula", "paper measured"),
+        *("authors' way", "cut, sampling, projection, paste", "forwards, backward of the floor"),
+        "peak memory (over closed form)",
+    )
+    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+    dense = steps["dense"]
+    of_floor = ", ".join(
+        f"{dense['phases'][name]['of_peak']:.0%}" for name in MULTIPLYING if name in dense["phases"]
+    )
+    blank = "| " * (len(columns) - 4)
+    lines.append(
+        f"| dense | {milliseconds(dense['seconds'])} {blank}| {of_floor} | {peaks[None]} |"
+    )
+    for row in steps["rows"]:
+        paper = row["saving_paper"]
+        slower = [found["over"] for found in row["authors"].values()]
+        of_floor = ", ".join(f"{row['phases'][name]['of_peak']:.0%}" for name in MULTIPLYING)
+        cells = (
+            f"{row['share']:.2f} %",
+            milliseconds(row["seconds"]),
+            f"{row['saving']:.2f}x",
+            f"{row['saving_macs']:.1f}x",
+            f"{row['saving_paper_formula']:.1f}x",
+            "" if paper is None else f"{paper:.2f}x",
+            f"{min(slower):.1f}x" if slower else "",  # PyTorch's faster layout
+            f"{row['structure_share']:.1%}",
+            of_floor,
+            peaks[row["share"]],
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
 
 
 def variance() -> str:
