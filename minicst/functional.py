@@ -9,6 +9,7 @@ import numpy as np
 from minicst.autograd.conv import conv2d, conv2d_loop, linear
 from minicst.autograd.elementary import (
     add,
+    add_relu,
     channel_scatter,
     channel_slice,
     div,
@@ -34,6 +35,7 @@ from minicst.backend import get_backend
 
 __all__ = [
     "add",
+    "add_relu",
     "avg_pool2d",
     "batch_norm",
     "channel_scatter",

@@ -33,11 +33,26 @@ class Add(Function):
 
     def forward(self, a: Array, b: Array) -> Array:
         self.save(a.shape, a.dtype, b.shape, b.dtype)
-        return a + b
+        alike = a.shape == b.shape and a.dtype == b.dtype
+        return self.backend.add(a, b) if alike else a + b
 
     def backward(self, g: Array) -> tuple[Array, ...]:
         shape_a, dtype_a, shape_b, dtype_b = self.saved
         return unbroadcast(g, shape_a, dtype_a), unbroadcast(g, shape_b, dtype_b)
+
+
+class AddReLU(Function):
+    """max(a + b, 0);  g where the result is positive, 0 elsewhere, for both."""
+
+    def forward(self, a: Array, b: Array) -> Array:
+        out = self.backend.add(a, b, relu=True)
+        self.save(out)
+        return out
+
+    def backward(self, g: Array) -> tuple[Array, ...]:
+        (out,) = self.saved
+        g = self.backend.relu_backward(g, out)
+        return g, g
 
 
 class Sub(Function):
@@ -269,6 +284,24 @@ def log(x: Tensor) -> Tensor:
 def sqrt(x: Tensor) -> Tensor:
     """Square root, elementwise."""
     return Power.apply(x, exponent=0.5)
+
+
+def add_relu(a: Tensor, b: Tensor) -> Tensor:
+    """max(a + b, 0) in one pass, as a residual block ends.
+
+    Args:
+        a: any shape.
+        b: shape and dtype of a.
+
+    Raises:
+        ValueError: if shapes or dtypes differ: nothing is broadcast.
+    """
+    if a.shape != b.shape or a.dtype != b.dtype:
+        raise ValueError(
+            f"add_relu of {a.dtype}{a.shape} and {b.dtype}{b.shape}: one shape and dtype is "
+            "needed, or relu(a + b), which broadcasts"
+        )
+    return AddReLU.apply(a, b)
 
 
 def relu(x: Tensor) -> Tensor:

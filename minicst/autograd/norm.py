@@ -25,10 +25,12 @@ class BatchNorm(Function):
         eps: float,
         training: bool,
         relu: bool,
+        overwrite: bool,
     ) -> Array:
         inv_std = 1.0 / self.xp.sqrt(variance + eps)
         scale = gamma * inv_std
-        out = self.backend.scale_shift(x, scale, beta - mean * scale, relu)
+        in_place = overwrite and not any(self.needs_grad) and x.flags.c_contiguous
+        out = self.backend.scale_shift(x, scale, beta - mean * scale, relu, in_place)
         self.save(x, out if relu else None, mean, inv_std, gamma, training)
         return out
 
@@ -49,6 +51,7 @@ def batch_norm(
     eps: float = 1e-5,
     relu: bool = False,
     live: Any = None,
+    overwrite: bool = False,
 ) -> Tensor:
     """Normalize each channel to mean 0 and variance 1, then scale and shift it.
 
@@ -67,6 +70,7 @@ def batch_norm(
         eps: added to the variance.
         relu: also clip at 0, in the same pass.
         live: (c,) 0/1 array or None: only the running statistics of live channels move.
+        overwrite: x is needed by nobody else, so without a tape its memory may take the result.
 
     Returns:
         (..., c).
@@ -107,5 +111,13 @@ def batch_norm(
         # Copies: training may move the running statistics before backward reads them.
         mean, variance = running_mean.astype(x.dtype), running_var.astype(x.dtype)
     return BatchNorm.apply(
-        x, gamma, beta, mean=mean, variance=variance, eps=eps, training=training, relu=relu
+        x,
+        gamma,
+        beta,
+        mean=mean,
+        variance=variance,
+        eps=eps,
+        training=training,
+        relu=relu,
+        overwrite=overwrite,
     )

@@ -34,6 +34,21 @@ def no_grad() -> Iterator[None]:
         _mode.recording = before
 
 
+class Place:
+    """Where a result stands on the tape: what made it, without its array.
+
+    The tape links places, not tensors, so that only what a function saved keeps an array alive.
+    """
+
+    __slots__ = ("creator", "dtype", "requires_grad", "shape")
+
+    def __init__(self, creator: Function, data: Array) -> None:
+        self.creator: Function | None = creator
+        self.requires_grad = True
+        self.shape: tuple[int, ...] = tuple(data.shape)
+        self.dtype = data.dtype
+
+
 class Tensor:
     """An array that remembers how it was computed.
 
@@ -61,9 +76,26 @@ class Tensor:
         if array.dtype.kind != "f":
             raise TypeError(f"Tensor data is {array.dtype}: floating point numbers are needed")
         self.data: Array = array
+        self.place: Place | None = None
         self.requires_grad = requires_grad
         self.grad: Array | None = None
-        self.creator: Function | None = None
+
+    @property
+    def creator(self) -> Function | None:
+        """The function that made it, None for a leaf and once backward has passed."""
+        return None if self.place is None else self.place.creator
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether backward leaves a gradient here, or passes on to the inputs."""
+        return self._needs if self.place is None else self.place.requires_grad
+
+    @requires_grad.setter
+    def requires_grad(self, value: bool) -> None:
+        if self.place is None:
+            self._needs = value
+        else:
+            self.place.requires_grad = value
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -129,39 +161,24 @@ class Tensor:
         grad = self.backend.asarray(grad, self.dtype)
         if tuple(grad.shape) != self.shape:
             raise ValueError(f"gradient of shape {grad.shape} for a tensor of shape {self.shape}")
-        order = _topological_order(self)
+        order = _topological_order(self.place or self)
         _check_unused(order)
         order.reverse()
-        grads: dict[int, Array] = {id(self): grad}
+        grads: dict[int, Array] = {id(self.place or self): grad}
         given = {id(_owner(grad))}
+        del grad
         while order:  # popped, not iterated over: the list would keep every activation alive
-            tensor = order.pop()
-            grad_out = grads.pop(id(tensor))
-            if tensor.creator is None:
-                tensor._accumulate(grad_out, given)
+            place = order.pop()
+            grad_out = grads.pop(id(place))
+            if isinstance(place, Tensor):
+                place._accumulate(grad_out, given)
                 continue
-            function = tensor.creator
-            parent_grads = function.run(grad_out)
-            for parent, need, parent_grad in zip(
-                function.inputs, function.needs_grad, parent_grads, strict=True
-            ):
-                if not need:
-                    continue
-                if (
-                    parent_grad is None
-                    or parent_grad.shape != parent.data.shape
-                    or parent_grad.dtype != parent.dtype
-                ):
-                    got = None if parent_grad is None else f"{parent_grad.dtype}{parent_grad.shape}"
-                    raise AssertionError(
-                        f"{type(function).__name__} gave a gradient {got} for an input "
-                        f"{parent.dtype}{parent.shape}"
-                    )
-                known = grads.get(id(parent))
-                grads[id(parent)] = parent_grad if known is None else known + parent_grad
+            function = place.creator
+            assert function is not None
+            _hand_on(function, function.run(grad_out), grads)
             function.release()
-            tensor.creator = None
-            tensor.requires_grad = False
+            place.creator = None
+            place.requires_grad = False
 
     def _accumulate(self, grad: Array, given: set[int]) -> None:
         """Add to `grad` of a leaf, in an array of its own: one may be clipped in place."""
@@ -252,7 +269,7 @@ class Function:
         self.xp = backend.xp
         self.needs_grad = needs_grad
         self.saved: tuple[Any, ...] = ()
-        self.inputs: tuple[Tensor, ...] = ()
+        self.inputs: tuple[Tensor | Place, ...] = ()
         self.layer = backend.meter.layer
 
     def forward(self, *arrays: Array, **options: Any) -> Array:
@@ -301,11 +318,11 @@ class Function:
         # NumPy turns 0-d results into scalars; data is an array.
         out.data = function.backend.asarray(function.forward(*(x.data for x in tensors), **options))
         out.grad = None
-        out.requires_grad = any(needs)
-        out.creator = None
-        if out.requires_grad:
-            function.inputs = tensors
-            out.creator = function
+        out.place = None
+        out.requires_grad = False
+        if any(needs):
+            function.inputs = tuple(x.place or x for x in tensors)
+            out.place = Place(function, out.data)
         return out
 
 
@@ -316,12 +333,13 @@ def saved_bytes(loss: Tensor) -> int:
     """
     leaves = set()
     held: dict[int, int] = {}
-    for tensor in _topological_order(loss):
+    for tensor in _topological_order(loss.place or loss):
         if tensor.creator is None:
-            leaves.add(id(_owner(tensor.data)))
+            if isinstance(tensor, Tensor):
+                leaves.add(id(_owner(tensor.data)))
             continue
         for parent in tensor.creator.inputs:
-            if parent.creator is None:
+            if isinstance(parent, Tensor):
                 leaves.add(id(_owner(parent.data)))
         for value in tensor.creator.saved:
             if hasattr(value, "nbytes") and hasattr(value, "shape"):
@@ -339,7 +357,31 @@ def _owner(array: Array) -> Array:
     return owner
 
 
-def _check_unused(order: list[Tensor]) -> None:
+def _hand_on(
+    function: Function, parent_grads: tuple[Array | None, ...], grads: dict[int, Array]
+) -> None:
+    """Add the gradients of a function's inputs to those known; a frame of its own lets go."""
+    backend = function.backend
+    for parent, need, parent_grad in zip(
+        function.inputs, function.needs_grad, parent_grads, strict=True
+    ):
+        if not need:
+            continue
+        if (
+            parent_grad is None
+            or tuple(parent_grad.shape) != parent.shape
+            or parent_grad.dtype != parent.dtype
+        ):
+            got = None if parent_grad is None else f"{parent_grad.dtype}{parent_grad.shape}"
+            raise AssertionError(
+                f"{type(function).__name__} gave a gradient {got} for an input "
+                f"{parent.dtype}{parent.shape}"
+            )
+        known = grads.get(id(parent))
+        grads[id(parent)] = parent_grad if known is None else backend.add(known, parent_grad)
+
+
+def _check_unused(order: list[Tensor | Place]) -> None:
     for tensor in order:
         if tensor.creator is None:
             continue
@@ -352,11 +394,11 @@ def _check_unused(order: list[Tensor]) -> None:
                 )
 
 
-def _topological_order(last: Tensor) -> list[Tensor]:
+def _topological_order(last: Tensor | Place) -> list[Tensor | Place]:
     """Tensors that lead to `last` and required a gradient then, each after all that use it."""
-    order: list[Tensor] = []
+    order: list[Tensor | Place] = []
     seen: set[int] = set()
-    stack: list[tuple[Tensor, bool]] = [(last, False)]
+    stack: list[tuple[Tensor | Place, bool]] = [(last, False)]
     while stack:
         tensor, inputs_done = stack.pop()
         if inputs_done:

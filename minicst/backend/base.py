@@ -55,7 +55,8 @@ class Backend:
     sparse_linear: Callable[..., Array]  # sparse_linear.py
     sparse_linear_grad_weight: Callable[..., Array]
     sparse_linear_grad_input: Callable[..., Array]
-    relu: Callable[..., Array]  # numpy_backend.py
+    add: Callable[..., Array]  # numpy_backend.py
+    relu: Callable[..., Array]
     relu_backward: Callable[..., Array]
     sgd_update: Callable[..., None]
     adam_update: Callable[..., None]

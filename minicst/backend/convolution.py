@@ -14,6 +14,7 @@ import numpy as np
 from minicst.backend.base import Backend, conv_output_size
 from minicst.backend.chunks import COLUMN_BYTES, split
 from minicst.backend.pool import WorkerPool, Workspace
+from minicst.backend.products import row_product, sum_product
 
 MIN_CHUNKS = 4  # so that two to four threads share even a small batch evenly
 SHORT_RUN = 8  # numbers; grey images give runs of 3
@@ -52,14 +53,14 @@ class ConvolutionOps(Backend):
         ow = conv_output_size(w, kw, stride, padding)
         k = kh * kw * c_in
         out = np.empty((n, oh, ow, c_out), x.dtype)
-        w_matrix = weight.reshape(c_out, k).T  # (k, c_out)
-        chunks = self._image_chunks(n, oh * ow * k * x.itemsize)
+        w_matrix = np.ascontiguousarray(weight.reshape(c_out, k).T)  # (k, c_out)
+        chunks = _image_chunks(n, oh * ow * k * x.itemsize, weight.nbytes)
 
         def task(i: int) -> None:
             start, stop = chunks[i]
             col = self._columns(x[start:stop], kh, kw, stride, padding, oh, ow)
             rows = out[start:stop].reshape(col.shape[0], c_out)  # ((stop - start) oh ow, c_out)
-            np.matmul(col, w_matrix, out=rows)
+            row_product(col, w_matrix, rows)
             if bias is not None:
                 np.add(rows, bias, out=rows)
 
@@ -94,22 +95,25 @@ class ConvolutionOps(Backend):
         parts = split(n, n, 2 if weight_bytes >= BIG_WEIGHT_BYTES else MIN_CHUNKS)
         # A product adds weight_bytes of traffic however few its rows, so its columns match that.
         images = max(1, max(COLUMN_BYTES, 2 * weight_bytes) // max(oh * ow * k * x.itemsize, 1))
-        partial = np.empty((len(parts), c_out, k), x.dtype)
+        grad = np.empty((c_out, k), x.dtype)  # its own array: a view would keep all sums alive
+        sums = (grad, *np.empty((len(parts) - 1, c_out, k), x.dtype))
 
         def task(i: int) -> None:
             first, last = parts[i]
             for start, stop in split(last - first, images):
                 a, b = first + start, first + stop
                 col = self._columns(x[a:b], kh, kw, stride, padding, oh, ow)
-                g = grad_out[a:b].reshape(col.shape[0], c_out).T  # (c_out, (b - a) oh ow)
+                g = grad_out[a:b].reshape(col.shape[0], c_out)  # ((b - a) oh ow, c_out)
                 if start == 0:
-                    np.matmul(g, col, out=partial[i])
+                    sum_product(g, col, sums[i])
                 else:
                     product = self.workspace.get("grad_weight", (c_out, k), x.dtype)
-                    partial[i] += np.matmul(g, col, out=product)
+                    sum_product(g, col, product)
+                    np.add(sums[i], product, out=sums[i])
 
         self.pool.run(len(parts), task)
-        grad = self._sum_parts(partial)
+        for part in sums[1:]:  # in their order: the same bits for any number of threads
+            grad += part
         n_bytes = x.nbytes + grad_out.nbytes + grad.nbytes
         self.meter.record("weight_gradient", n * oh * ow * k * c_out, n_bytes)
         return grad.reshape(weight_shape)
@@ -157,12 +161,12 @@ class ConvolutionOps(Backend):
         k = kh * kw * c_out
         flipped = weight[:, ::-1, ::-1, :].transpose(1, 2, 0, 3).reshape(k, c_in)  # copy
         grad_x = np.empty((n, h, w, c_in), grad_out.dtype)
-        chunks = self._image_chunks(n, h * w * k * grad_out.itemsize)
+        chunks = _image_chunks(n, h * w * k * grad_out.itemsize, weight.nbytes)
 
         def task(i: int) -> None:
             start, stop = chunks[i]
             col = self._columns(grad_out[start:stop], kh, kw, 1, padding, h, w)
-            np.matmul(col, flipped, out=grad_x[start:stop].reshape(col.shape[0], c_in))
+            row_product(col, flipped, grad_x[start:stop].reshape(col.shape[0], c_in))
 
         self.pool.run(len(chunks), task)
         return grad_x
@@ -181,20 +185,20 @@ class ConvolutionOps(Backend):
         k = kh * kw * c_in
         w_matrix = weight.reshape(c_out, k)
         grad_x = np.empty(x_shape, grad_out.dtype)
-        chunks = self._image_chunks(n, oh * ow * k * grad_out.itemsize)
+        chunks = _image_chunks(n, oh * ow * k * grad_out.itemsize, weight.nbytes)
 
         def task(i: int) -> None:
             start, stop = chunks[i]
             m = stop - start
             g = grad_out[start:stop].reshape(m * oh * ow, c_out)
             if (kh, kw, stride, padding) == (1, 1, 1, 0):
-                np.matmul(g, w_matrix, out=grad_x[start:stop].reshape(m * h * w, c_in))
+                row_product(g, w_matrix, grad_x[start:stop].reshape(m * h * w, c_in))
                 return
             col = self.workspace.get("columns", (m * oh * ow, k), g.dtype)
-            np.matmul(g, w_matrix, out=col)
+            row_product(g, w_matrix, col)
             col = col.reshape(m, oh, ow, kh, kw, c_in)
             shape = (m, h + 2 * padding, w + 2 * padding, c_in)
-            padded = self.workspace.get("padded", shape, g.dtype)
+            padded = self.workspace.get("summed", shape, g.dtype)
             padded.fill(0)
             for ky in range(kh):
                 for kx in range(kw):
@@ -206,9 +210,6 @@ class ConvolutionOps(Backend):
         self.pool.run(len(chunks), task)
         return grad_x
 
-    def _image_chunks(self, n: int, bytes_per_image: int) -> tuple[tuple[int, int], ...]:
-        return split(n, COLUMN_BYTES // max(bytes_per_image, 1), MIN_CHUNKS)
-
     def _columns(
         self, x: np.ndarray, kh: int, kw: int, stride: int, padding: int, oh: int, ow: int
     ) -> np.ndarray:
@@ -218,8 +219,7 @@ class ConvolutionOps(Backend):
             return x.reshape(n * h * w, c)
         if padding:
             shape = (n, h + 2 * padding, w + 2 * padding, c)
-            padded = self.workspace.get("padded", shape, x.dtype)
-            padded.fill(0)  # one call: four for the border alone take longer
+            padded = self.workspace.get_zeroed("padded", shape, x.dtype)
             padded[:, padding:-padding, padding:-padding] = x
         else:
             padded = np.ascontiguousarray(x)
@@ -248,3 +248,13 @@ class ConvolutionOps(Backend):
         for part in partial[1:]:
             total += part
         return total
+
+
+def _image_chunks(
+    n: int, bytes_per_image: int, weight_bytes: int
+) -> tuple[tuple[int, int], ...]:
+    """Split n images so that a chunk's columns fit the cache but outweigh a large weight.
+
+    Each chunk's product reads the whole weight (BLAS copies it into its own order).
+    """
+    return split(n, max(COLUMN_BYTES, weight_bytes) // max(bytes_per_image, 1), MIN_CHUNKS)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
+import platform
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +20,8 @@ from minicst.backend.normalization import NormalizationOps
 from minicst.backend.pool import WorkerPool, Workspace
 from minicst.backend.pooling import PoolingOps
 from minicst.backend.sparse_linear import RowwiseSparseLinearOps
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # source: glibc, malloc.h
 
 
 class NumpyBackend(
@@ -38,6 +42,7 @@ class NumpyBackend(
     def __init__(self, threads: int | None = None) -> None:
         super().__init__()
         ThreadpoolController().limit(limits=1, user_api="blas")
+        keep_freed_memory()
         self.pool = WorkerPool(threads or available_cores())
         self.workspace = Workspace()
 
@@ -105,6 +110,18 @@ class NumpyBackend(
         self.pool.run(len(chunks), task, out.nbytes)
         return out
 
+    def add(self, a: np.ndarray, b: np.ndarray, relu: bool = False) -> np.ndarray:
+        """Return a + b, or max(a + b, 0) with relu; a and b have one shape and dtype."""
+        out = np.empty(a.shape, a.dtype)
+
+        def step(x: np.ndarray, y: np.ndarray, total: np.ndarray) -> None:
+            np.add(x, y, out=total)
+            if relu:
+                np.maximum(total, 0, out=total)
+
+        self._stream(step, a, b, out)
+        return out
+
     def relu(self, x: np.ndarray) -> np.ndarray:
         """max(x, 0), elementwise."""
         out = np.empty_like(x, order="C")
@@ -114,12 +131,12 @@ class NumpyBackend(
     def relu_backward(self, grad_out: np.ndarray, out: np.ndarray) -> np.ndarray:
         """grad_out where out > 0, else 0."""
         grad_x = np.empty_like(out)
-        self._stream(
-            lambda g, y, gx: np.multiply(g, y > 0, out=gx),
-            np.ascontiguousarray(grad_out),
-            out,
-            grad_x,
-        )
+
+        def gate(g: np.ndarray, y: np.ndarray, gx: np.ndarray) -> None:
+            np.copyto(gx, y > 0)  # multiplying by a bool array itself takes half as long again
+            np.multiply(gx, g, out=gx)
+
+        self._stream(gate, np.ascontiguousarray(grad_out), out, grad_x)
         return grad_x
 
     def sgd_update(
@@ -199,6 +216,21 @@ class NumpyBackend(
             operation(*(a[start:stop] for a in flat))
 
         self.pool.run(len(chunks), task, flat[0].nbytes)
+
+
+def keep_freed_memory() -> None:
+    """Ask glibc's malloc to keep freed arrays for the next ones, in place of unmapping them.
+
+    A step allocates and frees the same arrays over and over. Unmapped, each comes back as fresh
+    pages that the kernel clears, at first touch: 18,000 page faults and a tenth of the time of a
+    ResNet-20 step. The process stays as large as its largest step. Other C libraries are left as
+    they are.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    mallopt = ctypes.CDLL(None).mallopt
+    mallopt(M_MMAP_THRESHOLD, 32 << 20)  # the largest that glibc takes on 64 bits
+    mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def available_cores() -> int:

@@ -188,10 +188,10 @@ class CompletelySparse(Method):
             multiplier=multiplier,
             keep_prob=self.keep_prob.copy(),
             precondition_power=hyper.precondition_power,
-            passes=(len(subs), len(tapes)),
+            passes=(len(used), len(tapes)),
             seconds=watch.seconds,
         )
-        letters = LETTERS[: len(subs)]
+        letters = LETTERS[: len(used)]
         for letter, mask in zip(letters, used, strict=True):
             trace.live_channels[letter] = self._live_counts(mask)
         self.account(trace, tuple(f"forward_{letter}" for letter in letters))
@@ -330,7 +330,7 @@ class CompletelySparse(Method):
                     losses[i] = tapes[i].item()
                 else:
                     with no_grad():
-                        losses[i] = self.loss(subs[i], batch, track=False).item()
+                        losses[i] = self.loss(subs.pop(), batch, track=False).item()
         for i, loss in enumerate(losses):
             self.check_loss(loss, "L(m)" if i == 0 else "L(m')")
         return tuple(losses), [tapes[i] for i in range(n_tapes)]

@@ -128,6 +128,7 @@ class BatchNorm(Module):
         track: bool = True,
         relu: bool = False,
         live: np.ndarray | None = None,
+        overwrite: bool = False,
     ) -> Tensor:
         """Normalize x (..., channels).
 
@@ -137,6 +138,7 @@ class BatchNorm(Module):
             track: in training, whether the running statistics move.
             relu: clip at 0 in the same pass.
             live: (channels,) 0/1 of x's dtype: an absent channel gives 0, and its statistics stay.
+            overwrite: x is needed by nobody else: without a tape its memory may take the result.
         """
         gamma, beta = self.gamma, self.beta
         if live is not None:
@@ -153,4 +155,5 @@ class BatchNorm(Module):
             eps=self.eps,
             relu=relu,
             live=live,
+            overwrite=overwrite,
         )

@@ -182,12 +182,14 @@ class Network(Module):
         last_read = {read: name for name, reads in self.inputs.items() for read in reads}
         for name, node in self.nodes.items():
             meter.layer = name
-            values[name] = node.forward(name, [values[r] for r in self.inputs[name]], context)
+            inputs = [values[read] for read in self.inputs[name]]
+            for read in self.inputs[name]:
+                if last_read[read] == name:  # only the node, and the tape if any, hold it now
+                    values.pop(read, None)
+            values[name] = node.forward(name, inputs, context)
+            inputs.clear()
             if gate is not None:
                 values[name] = gate(name, values[name])
-            for read in self.inputs[name]:
-                if last_read[read] == name:  # only the tape, if any, still holds it
-                    values.pop(read, None)
         meter.layer = ""
         return values[self.output]
 

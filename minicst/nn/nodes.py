@@ -270,10 +270,14 @@ class Add(Node):
             x if place is None else F.channel_scatter(x, place, self.channels)
             for x, place in zip(inputs, places, strict=True)
         ]
-        total = streams[0]
-        for stream in streams[1:]:
-            total = total + stream
-        return F.relu(total) if self.relu else total
+        inputs.clear()
+        streams.reverse()
+        total = streams.pop()
+        while len(streams) > 1:
+            total = total + streams.pop()
+        if not streams:
+            return F.relu(total) if self.relu else total
+        return (F.add_relu if self.relu else F.add)(total, streams.pop())
 
     def config(self) -> dict[str, Any]:
         """Sizes and places."""

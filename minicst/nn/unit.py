@@ -73,10 +73,11 @@ class Unit(Node):
 
     def forward(self, name: str, inputs: list[Tensor], context: Context) -> Tensor:
         """Transform, normalize, mask, activate."""
+        # Popped: without a tape the input is gone when the norm runs.
         if name in context.weights and not isinstance(self.transform, Conv2d):
-            z = self.transform(inputs[0], context.weights[name])
+            z = self.transform(inputs.pop(), context.weights[name])
         else:
-            z = self.transform(inputs[0])
+            z = self.transform(inputs.pop())
         live = None
         if context.live is not None:
             live = context.live[name].astype(z.dtype)
@@ -85,7 +86,8 @@ class Unit(Node):
             live = None
         if self.norm is not None:
             fused = self.relu and self.noise is None
-            z = self.norm(z, context.training, context.track, relu=fused, live=live)
+            # z is the unit's own: the transform made it.
+            z = self.norm(z, context.training, context.track, fused, live, overwrite=True)
             if fused:
                 return z
         if self.noise is not None:

@@ -43,6 +43,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
             "score_function",
             "top_k_mask",
         ),
+        "minicst.sparse.memory": ("StepMemory", "forward_memory", "step_memory"),
         "minicst.sparse.moments": ("Moments", "enumerated_moments", "estimator_moments"),
         "minicst.sparse.projection": ("project_capped_simplex",),
         "minicst.sparse.proof": (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,12 @@ from minicst.nn import Network, Unit
 from minicst.optim import Optimizer
 from minicst.sparse.liveness import as_mask, propagate
 
+
+class Block:
+    """Flat positions of a weight's live entries, built when asked: they weigh twice the entries."""
+
+    def __init__(self, build: Any) -> None:
+        self.build = build
 
 @dataclass
 class Subnetwork:
@@ -55,7 +62,7 @@ class Subnetwork:
         channel of the other. No loss reached them, so no decay and no momentum may move them.
         """
         for name, full, small, block in self._pairs():
-            inside = [part._blocks[name] for part in parts if name in part._blocks]
+            inside = [part._blocks[name].build() for part in parts if name in part._blocks]
             outside = ~np.isin(block, np.concatenate([*inside, block[:0]]))
             small.reshape(-1)[outside] = full.reshape(-1)[block[outside]]
 
@@ -74,7 +81,7 @@ class Subnetwork:
         for name, parameter in self.network.named_parameters():
             if parameter.grad is None:
                 continue
-            into, block = larger._blocks[name], self._blocks[name]
+            into, block = larger._blocks[name].build(), self._blocks[name].build()
             position = np.searchsorted(into, block)  # both are in ascending order
             if position.max(initial=-1) >= into.size or (into[position] != block).any():
                 raise ValueError(f"{name}: the larger sub-network lacks live entries of this one")
@@ -92,7 +99,7 @@ class Subnetwork:
         """Yield (name, full array, small array, flat index of its live entries) for all state."""
         full_state, small_state = self._full.state(), self.network.state()
         for name, small in small_state.items():
-            block = self._blocks[name]
+            block = self._blocks[name].build()
             yield name, full_state[name], small, block
             if self.optimizer is not None and name in self.optimizer.state:
                 assert self._full_optimizer is not None
@@ -134,7 +141,7 @@ def cut(network: Network, mask: Any, optimizer: Optimizer | None = None) -> Subn
     keep = {name: np.flatnonzero(channels) for name, channels in live.items()}
     members = _members(network, keep)
     small = Network(network.name, network.in_channels)
-    blocks: dict[str, np.ndarray] = {}
+    blocks: dict[str, Block] = {}
     for name, node in network.nodes.items():
         if keep[name].size == 0:
             continue
@@ -149,12 +156,12 @@ def cut(network: Network, mask: Any, optimizer: Optimizer | None = None) -> Subn
             if first == "entry":
                 assert isinstance(node, Unit)
                 entries = node.live_weights(live[reads[0]], live[name], own)
-                blocks[f"{name}.{key}"] = np.flatnonzero(entries)
+                blocks[f"{name}.{key}"] = Block(partial(np.flatnonzero, entries))
                 continue
             shape = full_state[key].shape
             rows = keep[name] if first == "out" else None
             columns = keep_inputs[0] if last == "in" else None
-            blocks[f"{name}.{key}"] = _flat_index(shape, rows, columns)
+            blocks[f"{name}.{key}"] = Block(partial(_flat_index, shape, rows, columns))
     dtype = network.parameters()[0].dtype
     if dtype != np.float32:
         small.astype(dtype)

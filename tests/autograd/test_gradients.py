@@ -64,6 +64,11 @@ PATTERN = Pattern.of_mask(np.array([[1, 0, 1, 0], [0, 0, 0, 0], [1, 0, 1, 1]], b
 CASES = {
     "add": (elementary.Add, F.add, lambda r: (draw(r, 3, 4), draw(r, 3, 4))),
     "add, broadcast": (elementary.Add, F.add, lambda r: (draw(r, 3, 1, 4), draw(r, 5, 1))),
+    "add_relu": (
+        elementary.AddReLU,
+        F.add_relu,
+        lambda r: (draw(r, 3, 4, away_from=0.0), 0.1 * draw(r, 3, 4, away_from=0.0)),
+    ),
     "sub": (elementary.Sub, F.sub, lambda r: (draw(r, 3, 4), draw(r, 3, 4))),
     "sub, broadcast": (elementary.Sub, F.sub, lambda r: (draw(r, 4), draw(r, 2, 3, 4))),
     "mul": (elementary.Mul, F.mul, lambda r: (draw(r, 3, 4), draw(r, 3, 4))),

@@ -35,7 +35,7 @@ def large_weight(backend, rng, dtype):
 
 
 def batch_norm(backend, rng, dtype, c):
-    x = rng.normal(2, 3, size=(48, 12, 12, c)).astype(dtype)
+    x = rng.normal(2, 3, size=(96, 24, 24, c)).astype(dtype)
     g = rng.normal(size=x.shape).astype(dtype)
     gamma, beta = (rng.normal(size=c).astype(dtype) for _ in range(2))
     assert x.nbytes > 3 * STREAM_BYTES
@@ -51,7 +51,7 @@ def batch_norm(backend, rng, dtype, c):
 
 
 def pooling(backend, rng, dtype, kernel, stride, padding):
-    x = rng.normal(size=(40, 16, 16, 32)).astype(dtype)
+    x = rng.normal(size=(40, 32, 32, 32)).astype(dtype)
     out, tap = backend.max_pool2d(x, kernel, stride, padding)
     g = rng.normal(size=out.shape).astype(dtype)
     return (
@@ -64,19 +64,19 @@ def pooling(backend, rng, dtype, kernel, stride, padding):
 
 
 def relu(backend, rng, dtype):
-    x, g = (rng.normal(size=300_001).astype(dtype) for _ in range(2))
+    x, g = (rng.normal(size=1_200_001).astype(dtype) for _ in range(2))
     out = backend.relu(x)
     return out, backend.relu_backward(g, out)
 
 
 def sgd(backend, rng, dtype, nesterov):
-    w, g, v = (rng.normal(size=300_001).astype(dtype) for _ in range(3))
+    w, g, v = (rng.normal(size=1_200_001).astype(dtype) for _ in range(3))
     backend.sgd_update(w, g, v, 0.1, 0.9, 1e-3, nesterov)
     return w, v
 
 
 def adam(backend, rng, dtype):
-    w, g, m, v = (rng.uniform(0.1, 1, size=300_001).astype(dtype) for _ in range(4))
+    w, g, m, v = (rng.uniform(0.1, 1, size=1_200_001).astype(dtype) for _ in range(4))
     backend.adam_update(w, g, m, v, 3, 0.01, (0.9, 0.999), 1e-8, 1e-3)
     return w, m, v
 
@@ -168,7 +168,7 @@ def test_set_threads(backend):
     with pytest.raises(ValueError, match="threads = 0: at least 1"):
         backend.set_threads(0)
     assert backend.threads == 2
-    backend.relu(np.ones(300_001))  # the old pool is still there
+    backend.relu(np.ones(1_200_001))  # the old pool is still there
 
 
 def test_unknown_devices_are_named():
