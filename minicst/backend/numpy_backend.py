@@ -30,7 +30,8 @@ class NumpyBackend(
     """Channels-last arrays of numpy; the readable specification that other backends override.
 
     Creating it holds BLAS to one thread for the whole process: the pool's threads share the
-    work out, and a product's bits must not depend on how many threads BLAS would take.
+    work out, and a product's bits must not depend on how many threads BLAS would take. It also
+    lets the process keep freed memory, see keep_freed_memory().
 
     Args:
         threads: size of the pool; None takes the number of cores this process may use.
@@ -68,6 +69,10 @@ class NumpyBackend(
     def to_numpy(self, array: Array) -> np.ndarray:
         """Return the array itself: it is on the host."""
         return np.asarray(array)
+
+    def share_out(self, n_tasks: int, task: Callable[[int], None]) -> None:
+        """Call task(0) ... task(n_tasks - 1), each once, on the pool's threads."""
+        self.pool.run(n_tasks, task)
 
     def gather(self, array: np.ndarray, index: np.ndarray, out: np.ndarray) -> None:
         """Fill out with array's elements at flat positions `index`; both arrays are contiguous."""

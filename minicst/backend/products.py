@@ -24,7 +24,7 @@ WIDE = 1 << 17  # elements of b from which blocks of CACHE_ROWS gain nothing
 
 
 def row_product(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
-    """out = a @ b.
+    """Write a @ b into out.
 
     Args:
         a: (rows, k), contiguous.
@@ -55,7 +55,7 @@ def _block_rows(rows: int, k: int, n: int) -> int:
 
 
 def sum_product(g: np.ndarray, a: np.ndarray, out: np.ndarray) -> None:
-    """out = g.T @ a, a sum over rows.
+    """Write g.T @ a, a sum over rows, into out.
 
     Args:
         g: (rows, m), contiguous.

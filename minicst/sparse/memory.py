@@ -403,7 +403,7 @@ class _Windows:
         forward = self._columns(n_in, chunks, min(threads, len(chunks)))
         flips = self.stride == 1 and self.padding < self.kernel
         flips = flips and self.n * prod(self.out_size) > 2 * n_out
-        back = tuple(("summed" if tag == "padded" else tag, *rest) for tag, *rest in forward)
+        back = tuple(("summed" if tag == "padded" else tag, b, t) for tag, b, t in forward)
         if flips:
             turned = _Windows(
                 self.n, self.out_size, self.size, self.kernel, 1, self.kernel - 1 - self.padding

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from math import prod
 from typing import Any
 
 import numpy as np
 
 from minicst.autograd import Tensor
+from minicst.backend import Backend
 from minicst.nn import Network, Unit
 from minicst.optim import Optimizer
 from minicst.sparse.liveness import as_mask, propagate
 
 
 class Block:
-    """Flat positions of a weight's live entries, built when asked: they weigh twice the entries."""
+    """The live entries of one parameter or buffer, with the arrays that they are moved between.
 
-    def __init__(self, build: Any) -> None:
+    Attributes:
+        build: makes the flat positions of the live entries in the full arrays. They weigh twice the
+            entries themselves, so they are not kept.
+        pairs: (full array, small array) of its values and of each state of the optimizer.
+    """
+
+    def __init__(self, build: Callable[[], np.ndarray]) -> None:
         self.build = build
+        self.pairs: list[tuple[np.ndarray, np.ndarray]] = []
+
 
 @dataclass
 class Subnetwork:
@@ -38,7 +48,7 @@ class Subnetwork:
     mask: np.ndarray
     _full: Network
     _full_optimizer: Optimizer | None
-    _blocks: dict[str, Any] = field(repr=False, default_factory=dict)
+    _blocks: dict[str, Block] = field(repr=False, default_factory=dict)
 
     def __call__(self, x: Any, training: bool, track: bool = True, step: int = 0) -> Tensor:
         """Run the small network."""
@@ -49,9 +59,7 @@ class Subnetwork:
 
         Absent entries of the full network aren't touched: no decay, no momentum.
         """
-        backend = self._full.parameters()[0].backend
-        for _, full, small, block in self._pairs():
-            backend.scatter(full, block, small)
+        self._move(lambda backend, full, index, small: backend.scatter(full, index, small))
         if self.optimizer is not None and self._full_optimizer is not None:
             self._full_optimizer.steps = self.optimizer.steps
 
@@ -61,10 +69,12 @@ class Subnetwork:
         The cut of two masks' union holds more than both cuts: weights from a channel of one to a
         channel of the other. No loss reached them, so no decay and no momentum may move them.
         """
-        for name, full, small, block in self._pairs():
+        for name, block in self._blocks.items():
+            index = block.build()
             inside = [part._blocks[name].build() for part in parts if name in part._blocks]
-            outside = ~np.isin(block, np.concatenate([*inside, block[:0]]))
-            small.reshape(-1)[outside] = full.reshape(-1)[block[outside]]
+            outside = ~np.isin(index, np.concatenate([*inside, index[:0]]))
+            for full, small in block.pairs:
+                small.reshape(-1)[outside] = full.reshape(-1)[index[outside]]
 
     def update(self) -> None:
         """Take an optimizer step on the small arrays."""
@@ -91,20 +101,30 @@ class Subnetwork:
             target.grad.reshape(-1)[position] += parameter.grad.reshape(-1)
 
     def _fill(self) -> None:
-        backend = self._full.parameters()[0].backend
-        for _, full, small, block in self._pairs():
-            backend.gather(full, block, small)
-
-    def _pairs(self) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:
-        """Yield (name, full array, small array, flat index of its live entries) for all state."""
+        """Pair up full and small arrays, and fetch the live entries."""
         full_state, small_state = self._full.state(), self.network.state()
-        for name, small in small_state.items():
-            block = self._blocks[name].build()
-            yield name, full_state[name], small, block
+        for name, block in self._blocks.items():
+            block.pairs = [(full_state[name], small_state[name])]
             if self.optimizer is not None and name in self.optimizer.state:
                 assert self._full_optimizer is not None
-                for key, array in self.optimizer.state[name].items():
-                    yield name, self._full_optimizer.state[name][key], array, block
+                block.pairs += [
+                    (self._full_optimizer.state[name][key], array)
+                    for key, array in self.optimizer.state[name].items()
+                ]
+        self._move(lambda backend, full, index, small: backend.gather(full, index, small))
+
+    def _move(self, move: Callable[[Backend, np.ndarray, np.ndarray, np.ndarray], None]) -> None:
+        """Call move(backend, full array, index, small array) for all state, on all threads."""
+        backend = self._full.parameters()[0].backend
+        # The largest first: whoever is done early takes from the small ones.
+        blocks = sorted(self._blocks.values(), key=lambda block: -block.pairs[0][1].size)
+
+        def task(i: int) -> None:
+            index = blocks[i].build()
+            for full, small in blocks[i].pairs:
+                move(backend, full, index, small)
+
+        backend.share_out(len(blocks), task)
 
 
 def cut(network: Network, mask: Any, optimizer: Optimizer | None = None) -> Subnetwork:
@@ -156,12 +176,14 @@ def cut(network: Network, mask: Any, optimizer: Optimizer | None = None) -> Subn
             if first == "entry":
                 assert isinstance(node, Unit)
                 entries = node.live_weights(live[reads[0]], live[name], own)
-                blocks[f"{name}.{key}"] = Block(partial(np.flatnonzero, entries))
+                build = partial(np.flatnonzero, entries)
+                blocks[f"{name}.{key}"] = Block(build)
                 continue
             shape = full_state[key].shape
             rows = keep[name] if first == "out" else None
             columns = keep_inputs[0] if last == "in" else None
-            blocks[f"{name}.{key}"] = Block(partial(_flat_index, shape, rows, columns))
+            build = partial(_flat_index, shape, rows, columns)
+            blocks[f"{name}.{key}"] = Block(build)
     dtype = network.parameters()[0].dtype
     if dtype != np.float32:
         small.astype(dtype)
@@ -200,7 +222,7 @@ def _flat_index(
     shape: tuple[int, ...], rows: np.ndarray | None, columns: np.ndarray | None
 ) -> np.ndarray:
     """Flat positions, in a C-contiguous array, of rows (first axis) and columns (last axis)."""
-    row_size = int(np.prod(shape[1:]))
+    row_size = prod(shape[1:])
     index = (np.arange(shape[0]) if rows is None else rows) * row_size
     if row_size == 1:
         return index

@@ -172,3 +172,14 @@ def test_every_thread_has_its_own_workspace(pool):
 
     pool.run(3, task)
     assert not any(np.shares_memory(arrays[i], arrays[j]) for i in range(3) for j in range(i))
+
+
+def test_get_zeroed_clears_when_the_shape_is_new():
+    workspace = Workspace()
+    image = workspace.get_zeroed("padded", (4, 4), np.float32)
+    image[1:-1, 1:-1] = 7
+    again = workspace.get_zeroed("padded", (4, 4), np.float32)
+    assert again[0].tolist() == [0.0] * 4
+    assert again[1, 1] == 7  # spared: its user writes there anyway
+    assert not workspace.get_zeroed("padded", (2, 8), np.float32).any()
+    assert not workspace.get_zeroed("padded", (2, 8), np.float64).any()

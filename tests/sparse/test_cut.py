@@ -169,8 +169,8 @@ def test_three_updates_with_three_masks(case, optimizer):
     network, side = network_of(*case)
     rng = np.random.default_rng(7)
     masks = [random_mask(network, rate, rng) for rate in (0.7, 0.4, 0.15)]
-    # Batch norm amplifies rounding by layer: the 27 of mobilenetv1 and the 53 of resnet50 leave 1e-11
-    # to 5e-10, by the seed of the masks and the order of BLAS's sums.
+    # Batch norm amplifies rounding by layer: the 27 of mobilenetv1 and the 53 of resnet50 leave
+    # 1e-11 to 5e-10, by the seed of the masks and the order of BLAS's sums.
     deep = sum(unit.is_conv for unit in network.units().values()) > 20
     compare(network, masks, OPTIMIZERS[optimizer], batch_of(side), 1e-9 if deep else 1e-10)
 

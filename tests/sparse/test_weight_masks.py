@@ -269,7 +269,8 @@ def test_three_updates_with_three_masks(name, optimizer):
     rng = np.random.default_rng(7)
     masks = [random_mask(network, rate, rng) for rate in (0.7, 0.4, 0.1)]
     assert isinstance(cut(network, masks[0]).network.nodes["classifier"].transform, SparseLinear)
-    compare(network, masks, OPTIMIZERS[optimizer], batch_of(side))
+    deep = name == "mobilenetv1"  # 27 layers of batch norm amplify rounding, as in test_cut.py
+    compare(network, masks, OPTIMIZERS[optimizer], batch_of(side), 1e-9 if deep else 1e-10)
 
 
 def test_sparse_and_dense_units_side_by_side():
