@@ -10,7 +10,7 @@ from functools import lru_cache
 
 import numpy as np
 
-COLUMN_BYTES = 2 << 20  # im2col columns of one chunk: about one core's L2 (measured best of 1-8 MB)
+COLUMN_BYTES = 3 << 19  # im2col columns of one chunk: most of a core's L2 (best of .5 to 16 MB)
 # Elementwise passes: the few operands of a chunk are near L2's size. Smaller chunks stay inside it,
 # but two threads then wait for the interpreter's lock (statistics of 8 MB: .85 ms, .5 at 1 MB).
 STREAM_BYTES = 1 << 20
