@@ -40,7 +40,7 @@ def draw(data: dict[str, Any], path: Path) -> None:
     figure = new_figure(7, 5.2)
     axis = figure.subplots()
     rows = [row for rows in (data["paper"], *data["minicst"].values()) for row in rows]
-    ends = [0.8, 1.2 * max(row["train_cost"] for row in rows)]
+    ends = [0.8, 3.0 * max(row["train_cost"] for row in rows)]
     axis.plot(ends, ends, ":", color="black", label="formula turned into time in full")
     curves = {"paper, VGG-19, RTX 2080 Ti": data["paper"]}
     curves |= {f"minicst, {label}": rows for label, rows in data["minicst"].items()}
@@ -52,8 +52,8 @@ def draw(data: dict[str, Any], path: Path) -> None:
             f"{last['time']:.1f}x at {last['macs']:.2g} %",
             (last["train_cost"], last["time"]),
             textcoords="offset points",
-            xytext=(-6, 8),
-            ha="right",
+            xytext=(8, -4),
+            ha="left",
             color=f"C{i}",
         )
     axis.axhline(1.0, color="grey", linewidth=0.8)

@@ -288,3 +288,23 @@ def test_subsample():
 def test_errors_name_what_came_and_the_rule(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_add_relu_is_relu_of_the_sum(rng):
+    a, b = (Tensor(rng.normal(size=(4, 5)), requires_grad=True) for _ in range(2))
+    out = F.add_relu(a, b)
+    assert np.array_equal(out.data, np.maximum(a.data + b.data, 0))
+    with pytest.raises(ValueError, match=r"one shape and dtype"):
+        F.add_relu(a, Tensor(np.ones(5)))
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_batch_norm_overwrites_only_what_it_is_given_and_the_tape_does_not_need(rng, recorded):
+    gamma, beta = (Tensor(rng.normal(size=3), requires_grad=recorded) for _ in range(2))
+    values = rng.normal(size=(8, 3))
+    kept, given = Tensor(values.copy()), Tensor(values.copy())
+    out = F.batch_norm(kept, gamma, beta)
+    again = F.batch_norm(given, gamma, beta, overwrite=True)
+    assert np.array_equal(out.data, again.data)
+    assert np.array_equal(kept.data, values)
+    assert np.shares_memory(again.data, given.data) == (not recorded)

@@ -102,3 +102,42 @@ def test_a_transposed_view_is_normalized_like_its_copy(backend, rng):
     want = backend.batch_norm_backward(g_copy, copy, out, shift, scale, scale, True)
     for a, b in zip(got, want, strict=True):
         assert np.array_equal(a, b)
+
+
+@pytest.mark.parametrize("mean_of_x", [0.0, 3.9, 4.1, 100.0])  # 16 variances: |mean| = 4
+def test_statistics_on_both_sides_of_far_from_zero(backend, rng, mean_of_x):
+    x = (mean_of_x + rng.normal(size=(64, 16, 16, 24))).astype(np.float32)
+    mean, variance = backend.batch_norm_statistics(x)
+    assert np.abs(mean - per_channel(x).mean(axis=0)).max() < 2 * EPS32 * max(1, mean_of_x)
+    assert np.abs(variance - per_channel(x).var(axis=0)).max() < 32 * EPS32
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("mean_of_x", [3.9, 100.0])
+def test_backward_far_from_zero(backend, rng, mean_of_x, relu):
+    x = (mean_of_x + rng.normal(size=(32, 8, 8, 5))).astype(np.float32)
+    g = (0.5 + rng.normal(size=x.shape)).astype(np.float32)
+    wide, g_wide = x.astype(np.float64), g.astype(np.float64)
+    mean, inv_std = per_channel(x).mean(axis=0), 1 / per_channel(x).std(axis=0)
+    gamma = rng.uniform(0.5, 1.5, 5)
+    normal = (wide - mean) * inv_std
+    out = np.maximum(gamma * normal, 0)
+    live = g_wide * (out > 0) if relu else g_wide
+    want = live * gamma * inv_std
+    want = want - want.mean(axis=(0, 1, 2)) - normal * (want * normal).mean(axis=(0, 1, 2))
+    mean, inv_std, gamma, out = (a.astype(np.float32) for a in (mean, inv_std, gamma, out))
+    got = backend.batch_norm_backward(g, x, out if relu else None, mean, inv_std, gamma, True)
+    # The float32 mean itself is off by up to mean eps.
+    near = 20 * EPS32 * max(1, mean_of_x)
+    assert np.abs(got[0] - want).max() < near
+    assert np.abs(got[1] - (live * normal).sum(axis=(0, 1, 2))).max() < near * x.size / 5
+    assert np.abs(got[2] - live.sum(axis=(0, 1, 2))).max() < 1e-5 * x.size / 5
+
+
+def test_scale_shift_in_place_takes_the_memory_of_x(backend, rng):
+    x = rng.normal(size=(5, 6, 6, 7)).astype(np.float32)
+    scale, shift = (rng.normal(size=7).astype(np.float32) for _ in range(2))
+    want = backend.scale_shift(x, scale, shift, True)
+    got = backend.scale_shift(x, scale, shift, True, in_place=True)
+    assert got is x
+    assert np.array_equal(got, want)
