@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from minicst.bench.dense import OWN
+from minicst.bench.settings import BUSY
 from minicst.tables import table as new_table
 
 PASS_NAMES = {"forward": "forward", "forward_backward": "+ backward", "step": "whole step"}
@@ -25,6 +26,8 @@ def print_bench(console: Console, results: dict[str, Any]) -> None:
     machine, peak = results["machine"], results["peak"]
     head = Table.grid(padding=(0, 2))
     head.add_row("machine", f"{machine['cpu']}, {machine['threads']} threads")
+    if machine.get("load", 0.0) > BUSY:
+        head.add_row("load", f"{machine['load']:.1f} before it began: not a quiet machine")
     versions = [f"NumPy {machine['numpy']}", *machine["blas"]]
     versions += [version for version in results["peers"].values() if version]
     head.add_row("versions", ", ".join(versions))

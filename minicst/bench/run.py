@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from minicst.bench.layers import layer_rows
 from minicst.bench.memory import memory_rows
 from minicst.bench.peers import Peers, Says, started
 from minicst.bench.roofline import Roofline
-from minicst.bench.settings import BenchSettings, Workload, use_threads, workloads
+from minicst.bench.settings import BUSY, BenchSettings, Workload, use_threads, workloads
 from minicst.bench.steps import step_rows
 from minicst.info import collect
 
@@ -42,9 +43,15 @@ def run_bench(settings: BenchSettings, says: Says) -> dict[str, Any]:
     Raises:
         ValueError: if a setting is impossible, before anything is timed.
     """
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     chosen = workloads(settings)
     threads = use_threads(settings)
     roofline = Roofline(get_backend())
+    if load > BUSY:
+        says(
+            f"others use this machine (load {load:.1f}): don't trust these times. A peer that "
+            "waits for all of its threads suffers most"
+        )
     says(f"GEMM peak of {threads} threads")
     roofline.measure()
     used = settings.peers if {"dense", "steps", "cut"} & set(settings.sections) else ()
@@ -56,7 +63,7 @@ def run_bench(settings: BenchSettings, says: Says) -> dict[str, Any]:
         results = {
             "format": FORMAT,
             "settings": _settings(settings),
-            "machine": machine(threads),
+            "machine": machine(threads) | {"load": load},
             "peers": {name: peers.version(name) for name in ("PyTorch", "JAX")},
             "left_out": peers.left_out,
             "peak": {

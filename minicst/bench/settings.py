@@ -19,6 +19,7 @@ from minicst.recipes import RECIPES
 from minicst.sparse.expected import keep_rate_for
 
 SHAPE = (32, 32, 3)
+BUSY = 0.5  # processes that wanted a core, mean of the last minute: more spoils times
 CLASSES = 10
 Section = Literal["dense", "steps", "authors", "cut", "memory", "layers"]
 PeerName = Literal["pytorch-nchw", "pytorch-channels-last", "jax"]

@@ -1,4 +1,5 @@
 import json
+import os
 import sys
 
 import pytest
@@ -167,3 +168,15 @@ def test_a_bench_beside_pytorch(torch_python):
     (cut,) = workload["cut"]
     for kind in ("static", "changing"):
         assert all(set(r["over"]) == labels for r in cut[kind])
+
+
+def test_a_busy_machine_is_said(monkeypatch, capsys):
+    monkeypatch.setattr(os, "getloadavg", lambda: (1.7, 1.0, 1.0), raising=False)
+    said = []
+    settings = BenchSettings(
+        networks=("vgg-tiny",), batch_size=2, pairs=1, only=("dense",), peers=()
+    )
+    results = run_bench(settings, said.append)
+    assert any("load 1.7" in line for line in said)
+    print_bench(Console(file=sys.stdout, width=100), results)
+    assert "not a quiet machine" in capsys.readouterr().out
