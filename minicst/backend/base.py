@@ -77,10 +77,11 @@ class Backend:
         """Return the array on the host as numpy.ndarray."""
         raise NotImplementedError
 
-    def share_out(self, n_tasks: int, task: Callable[[int], None]) -> None:
+    def share_out(self, n_tasks: int, task: Callable[[int], None], n_bytes: int) -> None:
         """Call task(0) ... task(n_tasks - 1), by as many threads as the backend has.
 
-        No task may write where another reads or writes.
+        No task may write where another reads or writes. n_bytes: memory that all pass over, which
+        says whether threads pay.
         """
         for i in range(n_tasks):
             task(i)

@@ -70,9 +70,9 @@ class NumpyBackend(
         """Return the array itself: it is on the host."""
         return np.asarray(array)
 
-    def share_out(self, n_tasks: int, task: Callable[[int], None]) -> None:
+    def share_out(self, n_tasks: int, task: Callable[[int], None], n_bytes: int) -> None:
         """Call task(0) ... task(n_tasks - 1), each once, on the pool's threads."""
-        self.pool.run(n_tasks, task)
+        self.pool.run(n_tasks, task, n_bytes)
 
     def gather(self, array: np.ndarray, index: np.ndarray, out: np.ndarray) -> None:
         """Fill out with array's elements at flat positions `index`; both arrays are contiguous."""

@@ -124,7 +124,8 @@ class Subnetwork:
             for full, small in blocks[i].pairs:
                 move(backend, full, index, small)
 
-        backend.share_out(len(blocks), task)
+        n_bytes = sum(small.nbytes for block in blocks for _, small in block.pairs)
+        backend.share_out(len(blocks), task, n_bytes)
 
 
 def cut(network: Network, mask: Any, optimizer: Optimizer | None = None) -> Subnetwork:

@@ -9,6 +9,7 @@ import time
 import numpy as np
 import pytest
 
+from minicst.backend.base import Backend
 from minicst.backend.pool import INLINE_BYTES, WorkerPool, Workspace
 
 
@@ -183,3 +184,11 @@ def test_get_zeroed_clears_when_the_shape_is_new():
     assert again[1, 1] == 7  # spared: its user writes there anyway
     assert not workspace.get_zeroed("padded", (2, 8), np.float32).any()
     assert not workspace.get_zeroed("padded", (2, 8), np.float64).any()
+
+
+def test_no_tasks_are_shared_out_without_a_pool(backend):
+    done = []
+    Backend.share_out(backend, 3, done.append, 0)
+    assert done == [0, 1, 2]
+    backend.share_out(4, done.append, 1 << 30)
+    assert sorted(done[3:]) == [0, 1, 2, 3]
