@@ -120,8 +120,8 @@ def _steps(steps: dict[str, Any], title: str) -> Table:
             f"{row['structure_share']:.1%}",
         )
     made.caption = (
-        "saving: dense step over this one, in time, in executed MACs, and by the paper's formula\n"
-        "(3/4 of dense over sparse MACs); paper: measured there. structure: share of the step in\n"
+        "saving: dense step over this one, in time, in executed MACs, and by the paper's formula "
+        "(3/4 of dense over sparse MACs); paper: measured there. structure: share of the step in "
         "sampling, cut, update and projection of keep_prob, paste"
     )
     return made
@@ -140,7 +140,7 @@ def _authors(rows: list[dict[str, Any]], title: str) -> Table:
         ]
         made.add_row(f"{row['share']:.2f}%", _ms(row["seconds"]), *cells)
     made.caption = (
-        "authors' way: dense convolutions of weight * mask, two forward, two backward passes;\n"
+        "authors' way: dense convolutions of weight * mask, two forward, two backward passes; "
         "x: its time over Algorithm 1's here"
     )
     return made
@@ -208,7 +208,7 @@ def _memory(rows: list[dict[str, Any]], title: str) -> Table:
             f"{row['peak'] / row['closed_form']:.2f}x",
         )
     made.caption = (
-        "allocated within the step, threads' workspaces included; weights, optimizer state and\n"
+        "allocated within the step, threads' workspaces included; weights, optimizer state and "
         "images, which are there before it, are not"
     )
     return made

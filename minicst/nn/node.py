@@ -74,7 +74,14 @@ class Node(Module):
     mask_on: str = "channels"
 
     def forward(self, name: str, inputs: list[Tensor], context: Context) -> Tensor:
-        """Compute the output."""
+        """Compute the output.
+
+        Args:
+            name: the node's own.
+            inputs: a list of its own, which it may empty: without a tape an input that nobody else
+                reads is then gone before the node is done.
+            context: of the pass.
+        """
         raise TypeError(f"{type(self).__name__} has no forward")
 
     def config(self) -> dict[str, Any]:

@@ -52,8 +52,11 @@ def test_float64_is_one_product(rng):
 @pytest.mark.parametrize(("rows", "k", "n"), SHAPES)
 def test_blocks_stay_small(rows, k, n):
     block = products._block_rows(rows, k, n)
-    if block >= products.MIN_ROWS and block != products.CACHE_ROWS:
-        assert block * k * n <= max(SMALL_PRODUCT, products.CACHE_ROWS * k * n)
+    if products.MIN_ROWS * k * n <= SMALL_PRODUCT:
+        assert SMALL_PRODUCT / 2 < (block + 1) * k * n
+        assert block * k * n <= SMALL_PRODUCT
+    else:
+        assert block <= products.CACHE_ROWS
 
 
 def test_a_block_that_divides_the_rows_is_preferred():
