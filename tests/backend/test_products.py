@@ -53,7 +53,7 @@ def test_float64_is_one_product(rng):
 def test_blocks_stay_small(rows, k, n):
     block = products._block_rows(rows, k, n)
     if products.MIN_ROWS * k * n <= SMALL_PRODUCT:
-        assert SMALL_PRODUCT / 2 < (block + 1) * k * n
+        assert (block + 1) * k * n > SMALL_PRODUCT / 2
         assert block * k * n <= SMALL_PRODUCT
     else:
         assert block <= products.CACHE_ROWS
