@@ -108,7 +108,7 @@ def save(network: Network, path: str | Path) -> None:
         ValueError: if it can't be written.
     """
     header = {"spec": network.spec(), "dtype": str(network.parameters()[0].dtype)}
-    write_arrays(Path(path), "network", header, network.state())
+    write_arrays(Path(path), "network", header, network.host_state())
 
 
 def load(path: str | Path) -> Network:

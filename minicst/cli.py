@@ -123,7 +123,8 @@ def _print_plain(console: Console, text: str) -> None:
 def one_line(error: Exception) -> str:
     """Say an error in one line."""
     if isinstance(error, MemoryError):
-        return f"out of memory ({error}): use a smaller --batch-size or --width"
+        way_out = "use a smaller --batch-size, --width or, on a GPU, --workspace-mb"
+        return f"out of memory ({error}): {way_out}"
     if isinstance(error, OSError):
         where = f" ({error.filename})" if error.filename else ""
         return f"{error.strerror or error}{where}"

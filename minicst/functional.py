@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from minicst.autograd.conv import conv2d, conv2d_loop, linear
 from minicst.autograd.elementary import (
     add,
@@ -27,7 +25,7 @@ from minicst.autograd.elementary import (
     sum,
     transpose,
 )
-from minicst.autograd.loss import cross_entropy
+from minicst.autograd.loss import check_labels, cross_entropy
 from minicst.autograd.norm import batch_norm
 from minicst.autograd.pool import avg_pool2d, global_avg_pool2d, max_pool2d
 from minicst.autograd.sparse_linear import sparse_linear
@@ -40,6 +38,7 @@ __all__ = [
     "batch_norm",
     "channel_scatter",
     "channel_slice",
+    "check_labels",
     "col2im",
     "conv2d",
     "conv2d_loop",
@@ -68,7 +67,8 @@ __all__ = [
 
 def im2col(x: Any, kh: int, kw: int, stride: int = 1, padding: int = 0) -> Any:
     """Windows of an array x (n, h, w, c) as rows: (n * oh * ow, kh * kw * c). See the backend."""
-    return get_backend().im2col(np.asarray(x), kh, kw, stride, padding)
+    backend = get_backend()
+    return backend.im2col(backend.asarray(x), kh, kw, stride, padding)
 
 
 def col2im(
@@ -80,4 +80,5 @@ def col2im(
     padding: int = 0,
 ) -> Any:
     """Rows added back to their windows: the transpose of im2col. See the backend."""
-    return get_backend().col2im(np.asarray(col), x_shape, kh, kw, stride, padding)
+    backend = get_backend()
+    return backend.col2im(backend.asarray(col), x_shape, kh, kw, stride, padding)

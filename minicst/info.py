@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from threadpoolctl import threadpool_info
 
-from minicst.backend import get_backend, why_no_gpu
+from minicst.backend import cpu_backend, why_no_gpu
 from minicst.backend.numpy_backend import available_cores
 
 
@@ -31,7 +31,7 @@ OPTIONAL = ("cupy-cuda13x", "cupy-cuda12x", "torch")
 
 def collect() -> dict[str, Any]:
     """Gather it all as plain data."""
-    backend = get_backend()
+    backend = cpu_backend()
     versions = {name: metadata.version(name) for name in PACKAGES}
     for name in OPTIONAL:
         try:

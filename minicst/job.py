@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 
 import minicst.functional as F
-from minicst.autograd import Tensor
-from minicst.backend import get_backend
+from minicst.backend import get_backend, using
 from minicst.counts import keep_rate_of
 from minicst.data import Batch, Dataset, Loader, load_dataset, test_loader, train_loader
 from minicst.methods import METHODS
@@ -157,18 +156,20 @@ class DenseProbe:
 
     def time(self, batch: Batch) -> float:
         """Seconds of one dense step: forward, backward, update. The first call warms up."""
+        backend = self.network.backend
         if not self.warm:
             self._step(batch)
             self.warm = True
+        backend.synchronize()
         start = time.perf_counter()
         self._step(batch)
+        backend.synchronize()
         return time.perf_counter() - start
 
     def _step(self, batch: Batch) -> None:
-        meter = get_backend().meter
-        with meter.in_phase("probe"):
+        with self.network.backend.meter.in_phase("probe"):
             self.optimizer.zero_grad()
-            logits = self.network(Tensor(batch.images), training=True)
+            logits = self.network(batch.images, training=True)
             F.cross_entropy(logits, batch.labels).backward()
             self.optimizer.step()
 
@@ -228,7 +229,13 @@ def prepare(settings: TrainSettings, target_macs: float | None = None) -> Job:
         ValueError: if a setting is impossible.
     """
     settings.check()
-    get_backend(settings.device, settings.threads)
+    backend = get_backend(settings.device, settings.threads)
+    backend.configure(settings.precision, settings.workspace_mb)
+    with using(backend):
+        return _prepare(settings, target_macs)
+
+
+def _prepare(settings: TrainSettings, target_macs: float | None) -> Job:
     if settings.network not in ARCHITECTURES:
         raise ValueError(
             f"unknown network '{settings.network}': choose one of {', '.join(ARCHITECTURES)}"

@@ -9,9 +9,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
-
 from minicst.autograd import Parameter
+from minicst.backend.base import Array
 from minicst.nn.module import Module
 
 SCHEDULES = ("constant", "step", "cosine")
@@ -37,8 +36,8 @@ class Optimizer:
         self.parameters = parameters
         self.lr = lr
         self.steps = 0
-        self.state: dict[str, dict[str, np.ndarray]] = {
-            name: {key: np.zeros_like(p.data) for key in self.state_names}
+        self.state: dict[str, dict[str, Array]] = {
+            name: {key: p.backend.xp.zeros_like(p.data) for key in self.state_names}
             for name, p in parameters.items()
         }
 

@@ -13,7 +13,17 @@ from minicst.recipes import find_recipe
 
 # Fields that each set the keep rate; those that say where and how a run is run, not what it is.
 KEEP = {"keep_rate", "keep_macs", "keep_params"}
-OUTSIDE = {"data_dir", "verify", "seed", "device", "threads", "out", "resume", "debug"}
+OUTSIDE = {
+    "data_dir",
+    "verify",
+    "seed",
+    "device",
+    "workspace_mb",
+    "threads",
+    "out",
+    "resume",
+    "debug",
+}
 
 
 @dataclass(frozen=True)
@@ -145,7 +155,11 @@ class TrainSettings:
     seed: int = 0
     """Of weights, order, augmentation and masks."""
     device: Literal["cpu", "cuda", "auto"] = "cpu"
-    """Where to train."""
+    """Where to train; auto: on a GPU where one is usable, else on the CPU."""
+    precision: Literal["float32", "tf32"] = "float32"
+    """Of products on a GPU: tf32 rounds their operands to 10 bits of mantissa, and is faster."""
+    workspace_mb: int = 256
+    """GPU: most memory for the columns of a convolution; a layer that needs more runs in chunks."""
     threads: int | None = None
     """CPU threads; all cores by default. Results don't depend on it, bit for bit."""
     out: Path | None = None
@@ -255,6 +269,7 @@ class TrainSettings:
             ("resample_every", self.resample_every >= 1, "at least 1"),
             ("recalibration_batches", self.recalibration_batches >= 1, "at least 1"),
             ("dense_probes", self.dense_probes >= 0, "0 or more"),
+            ("workspace_mb", self.workspace_mb >= 1, "at least 1"),
             ("threads", self.threads is None or self.threads >= 1, "at least 1"),
             ("seed", self.seed >= 0, "0 or more"),
             ("n_masks", 2 <= self.n_masks <= 26, "2 to 26"),

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from minicst.backend import get_backend
+from minicst.backend import cpu_backend
 from minicst.checkpoint import read_arrays, save, write_arrays, write_text
 from minicst.job import Job, Rereadable, Totals, prepare
 from minicst.methods.base import evaluate, evaluate_all, recalibrate_all
@@ -100,7 +100,7 @@ def _train(
                 assert isinstance(method, CompletelySparse)
                 _score_candidates(job, watcher)
                 method.start_fine_tuning(_metered(job, job.recalibration_batches()))
-                totals.executed += get_backend().meter.total()
+                totals.executed += method.backend.meter.total()
             if _probe_is_due(job):
                 totals.dense_seconds.append(job.probe.time(batch))
             trace = method.train_step(batch)
@@ -123,7 +123,7 @@ def _train(
     if not totals.scores:
         _score_candidates(job, watcher)
     network = method.finalize(_metered(job, job.recalibration_batches()))
-    totals.executed += get_backend().meter.total()  # best-of-10 also evaluates training batches
+    totals.executed += method.backend.meter.total()  # best-of-10 also evaluates training batches
     summary = summarize(job, network)
     if folder is not None:
         save(network, folder / "network.npz")
@@ -133,7 +133,7 @@ def _train(
 
 def _metered(job: Job, batches: Rereadable) -> Rereadable:
     """Start the meter's count of what comes now."""
-    get_backend().meter.reset()
+    job.method.backend.meter.reset()
     return batches
 
 
@@ -147,7 +147,7 @@ def _probe_is_due(job: Job) -> bool:
 
 def _score_candidates(job: Job, watcher: Watcher) -> None:
     """Test accuracy of each candidate, batch norm recalibrated; it decides nothing."""
-    meter = get_backend().meter
+    meter = job.method.backend.meter
     meter.reset()
     candidates = job.method.candidates()
     if not candidates:
@@ -219,7 +219,7 @@ def summarize(job: Job, network: Network) -> dict[str, Any]:
         "data": settings.data,
         "seed": settings.seed,
         "device": settings.device,
-        "threads": get_backend().threads,
+        "threads": cpu_backend().threads,
         "epochs": settings.epochs,
         "steps": totals.steps,
         "keep_rate": settings.keep_rate,

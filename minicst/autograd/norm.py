@@ -27,10 +27,9 @@ class BatchNorm(Function):
         relu: bool,
         overwrite: bool,
     ) -> Array:
-        inv_std = 1.0 / self.xp.sqrt(variance + eps)
-        scale = gamma * inv_std
+        inv_std, scale, shift = self.backend.batch_norm_fold(mean, variance, gamma, beta, eps)
         in_place = overwrite and not any(self.needs_grad) and x.flags.c_contiguous
-        out = self.backend.scale_shift(x, scale, beta - mean * scale, relu, in_place)
+        out = self.backend.scale_shift(x, scale, shift, relu, in_place)
         self.save(x, out if relu else None, mean, inv_std, gamma, training)
         return out
 
@@ -101,10 +100,9 @@ def batch_norm(
         data = xp.ascontiguousarray(x.data)
         mean, variance = backend.batch_norm_statistics(data)
         if running_mean is not None:
-            unbiased = variance * (n / max(n - 1, 1))
-            for running, new in ((running_mean, mean), (running_var, unbiased)):
-                moved = (1 - momentum) * running + momentum * new
-                running[...] = moved if live is None else xp.where(live > 0, moved, running)
+            running, unbiased = (running_mean, running_var), n / max(n - 1, 1)
+            live = None if live is None else backend.asarray(live, x.dtype)
+            backend.batch_norm_track(running, (mean, variance), live, momentum, unbiased)
     elif running_mean is None:
         raise ValueError("batch_norm in eval mode needs running_mean and running_var")
     else:

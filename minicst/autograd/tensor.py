@@ -308,7 +308,7 @@ class Function:
         tensors = tuple(
             x
             if isinstance(x, Tensor)
-            else Tensor(np.asarray(x, dtype=dtype or np.float32), backend=backend)
+            else Tensor((backend or get_backend()).asarray(x, dtype or np.float32), backend=backend)
             for x in inputs
         )
         needs = tuple(_mode.recording and x.requires_grad for x in tensors)

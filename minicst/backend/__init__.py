@@ -2,57 +2,82 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 
 from minicst.backend.base import Backend, conv_output_size
 from minicst.backend.meter import PASSES, Meter
 from minicst.backend.numpy_backend import NumpyBackend
+from minicst.backend.probe import Unusable, why_no_gpu
 from minicst.backend.sparse_linear import Pattern
 
 __all__ = [
+    "DEVICES",
     "PASSES",
     "Backend",
     "Meter",
     "NumpyBackend",
     "Pattern",
     "conv_output_size",
+    "cpu_backend",
     "get_backend",
+    "using",
+    "why_no_gpu",
 ]
 
 DEVICES = ("cpu", "cuda", "auto")
 
+_current: list[Backend] = []  # of `using`, innermost last
+
 
 @lru_cache(maxsize=1)
-def _numpy_backend() -> NumpyBackend:
+def cpu_backend() -> NumpyBackend:
+    """Return the CPU's backend."""
     return NumpyBackend()
 
 
-def get_backend(name: str = "cpu", threads: int | None = None) -> NumpyBackend:
+@lru_cache(maxsize=1)
+def _cuda_backend() -> Backend:
+    if (reason := why_no_gpu()) is not None:
+        raise Unusable(reason)
+    from minicst.backend.cupy_backend import CupyBackend
+
+    return CupyBackend()
+
+
+def get_backend(name: str | None = None, threads: int | None = None) -> Backend:
     """Return the backend of a device, one object per device and process.
 
     Args:
-        name: "cpu" (or "numpy"), "cuda", or "auto": a GPU where one is usable, else the CPU.
+        name: "cpu" (or "numpy"), "cuda", or "auto": a GPU where one is usable, else the CPU. None:
+            the one in use, see using(); outside of it the CPU's.
         threads: if given, threads that the CPU backend uses from now on.
 
     Raises:
         ValueError: for an unknown name, or for "cuda" where it can't be had, with the reason.
     """
-    if name == "cuda":
-        raise ValueError(f"device 'cuda' can't be used: {why_no_gpu()}; use --device cpu")
-    if name not in ("cpu", "numpy", "auto"):
-        raise ValueError(f"unknown device '{name}': choose one of {', '.join(DEVICES)}")
-    backend = _numpy_backend()
     if threads is not None:
-        backend.set_threads(threads)
-    return backend
-
-
-def why_no_gpu() -> str:
-    """Say why no GPU can be used: no CuPy, no device, or (so far) no CuPy backend in minicst."""
+        cpu_backend().set_threads(threads)
+    if name is None:
+        return _current[-1] if _current else cpu_backend()
+    if name in ("cpu", "numpy"):
+        return cpu_backend()
+    if name not in DEVICES:
+        raise ValueError(f"unknown device '{name}': choose one of {', '.join(DEVICES)}")
     try:
-        import cupy
-    except Exception as error:
-        return f"CuPy can't be imported ({type(error).__name__}: {error})"
-    if not cupy.cuda.is_available():
-        return "CuPy is installed, but it finds no CUDA device or driver"
-    return "this version of minicst has no CuPy backend yet"
+        return _cuda_backend()
+    except Unusable as error:
+        if name == "auto":
+            return cpu_backend()
+        raise ValueError(f"device 'cuda' can't be used: {error}; or use --device cpu") from None
+
+
+@contextmanager
+def using(backend: Backend) -> Iterator[Backend]:
+    """Inside, tensors and networks are made on this backend unless another one is named."""
+    _current.append(backend)
+    try:
+        yield backend
+    finally:
+        _current.pop()

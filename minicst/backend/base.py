@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from minicst.backend.entries import flat_positions
 from minicst.backend.meter import Meter
 
+PRECISIONS = ("float32", "tf32")
 Array = Any  # numpy.ndarray or cupy.ndarray: one backend never mixes the two
 
 
@@ -36,9 +38,11 @@ class Backend:
         name: "numpy" or "cuda".
         xp: the array module.
         meter: counts what was executed.
+        exact_times: whether a stopwatch waits for the device at the end of every phase.
     """
 
     name = ""
+    exact_times = False
     xp: Any = None
 
     # The hot operations; formulas and shapes stand where the CPU backend defines them.
@@ -77,6 +81,33 @@ class Backend:
         """Return the array on the host as numpy.ndarray."""
         raise NotImplementedError
 
+    def configure(self, precision: str = "float32", workspace_mb: int = 256) -> None:
+        """Set what only a GPU has a choice of; the CPU takes products in the arrays' precision.
+
+        Args:
+            precision: "float32", or "tf32" for products of float32 arrays on a GPU.
+            workspace_mb: most that the columns of a convolution's chunk take on a GPU, MB.
+
+        Raises:
+            ValueError: if it can't be had.
+        """
+        self._check_configuration(precision, workspace_mb)
+        if precision != "float32":
+            raise ValueError(f"--precision {precision} is of --device cuda: leave it at float32")
+
+    def _check_configuration(self, precision: str, workspace_mb: int) -> None:
+        if precision not in PRECISIONS:
+            raise ValueError(f"unknown precision '{precision}': choose {' or '.join(PRECISIONS)}")
+        if workspace_mb < 1:
+            raise ValueError(f"--workspace-mb {workspace_mb}: it must be at least 1")
+
+    def synchronize(self) -> None:
+        """Wait until everything asked for has been computed; on the CPU it has."""
+
+    def indices(self, arrays: Sequence[Any]) -> list[Array]:
+        """Return channel numbers (host, int) as arrays of this backend, all in one transfer."""
+        return list(arrays)
+
     def share_out(self, n_tasks: int, task: Callable[[int], None], n_bytes: int) -> None:
         """Call task(0) ... task(n_tasks - 1), by as many threads as the backend has.
 
@@ -86,13 +117,86 @@ class Backend:
         for i in range(n_tasks):
             task(i)
 
-    def gather(self, array: Array, index: Array, out: Array) -> None:
-        """Fill out with array's elements at flat positions `index`; both arrays are contiguous."""
-        out.reshape(-1)[...] = array.reshape(-1)[index]
+    def entries(self, shape: tuple[int, ...], rows: Array | None, columns: Array | None) -> Any:
+        """Return what gather and scatter need to find rows and columns in an array of this shape.
 
-    def scatter(self, array: Array, index: Array, values: Array) -> None:
-        """Set array's elements at flat positions `index` to values; both arrays are contiguous."""
-        array.reshape(-1)[index] = values.reshape(-1)
+        Args:
+            shape: of the full array.
+            rows: numbers along the first axis, ascending; None: all.
+            columns: numbers along the last axis, ascending; None: all.
+        """
+        return flat_positions(shape, rows, columns)
+
+    def gather(self, full: Array, entries: Any, small: Array) -> None:
+        """Fill small with full's entries; both arrays are contiguous."""
+        small.reshape(-1)[...] = full.reshape(-1)[entries]
+
+    def scatter(self, full: Array, entries: Any, small: Array) -> None:
+        """Set full's entries to small's numbers; both arrays are contiguous."""
+        full.reshape(-1)[entries] = small.reshape(-1)
+
+    def batch_norm_fold(
+        self, mean: Array, variance: Array, gamma: Array, beta: Array, eps: float
+    ) -> tuple[Array, Array, Array]:
+        """Write batch norm as one scale and shift: gamma (x - mean) / std + beta = x scale + shift.
+
+        Args:
+            mean: (c,).
+            variance: (c,).
+            gamma: (c,).
+            beta: (c,).
+            eps: added to the variance.
+
+        Returns:
+            1 / sqrt(variance + eps), scale and shift, (c,) each.
+        """
+        inv_std = 1.0 / self.xp.sqrt(variance + eps)
+        scale = gamma * inv_std
+        return inv_std, scale, beta - mean * scale
+
+    def batch_norm_track(
+        self,
+        running: tuple[Array, Array],
+        batch: tuple[Array, Array],
+        live: Array | None,
+        momentum: float,
+        unbiased: float,
+    ) -> None:
+        """In place, at live channels: running <- (1 - momentum) running + momentum batch.
+
+        Args:
+            running: mean and variance, (c,) each.
+            batch: mean and biased variance of the batch, (c,) each.
+            live: (c,) 0/1, or None: all.
+            momentum: weight of the batch.
+            unbiased: factor on its variance, N / (N - 1).
+        """
+        mean, variance = batch
+        for old, new in zip(running, (mean, variance * unbiased), strict=True):
+            moved = (1 - momentum) * old + momentum * new
+            old[...] = moved if live is None else self.xp.where(live > 0, moved, old)
+
+    def cross_entropy(
+        self, logits: Array, labels: Array, label_smoothing: float
+    ) -> tuple[Array, Array]:
+        """Return the mean of -sum_k q_k ln p_k, p = softmax(logits), and p - q, both float64.
+
+        Args:
+            logits: (n, k).
+            labels: (n,) integers.
+            label_smoothing: q is 1 at the label, mixed with so much of 1 / k.
+
+        Returns:
+            0-d, and (n, k).
+        """
+        xp = self.xp
+        n, k = logits.shape
+        z = logits.astype(xp.float64)
+        z = z - z.max(axis=1, keepdims=True)
+        log_p = z - xp.log(xp.exp(z).sum(axis=1, keepdims=True))
+        target = xp.full((n, k), label_smoothing / k)
+        target[xp.arange(n), labels] += 1.0 - label_smoothing
+        return -(target * log_p).sum() / n, xp.exp(log_p) - target
 
     def take_channels(self, x: Array, index: Array) -> Array:
         """Return channels `index` (distinct) of the last axis."""

@@ -74,10 +74,10 @@ class NumpyBackend(
         """Call task(0) ... task(n_tasks - 1), each once, on the pool's threads."""
         self.pool.run(n_tasks, task, n_bytes)
 
-    def gather(self, array: np.ndarray, index: np.ndarray, out: np.ndarray) -> None:
-        """Fill out with array's elements at flat positions `index`; both arrays are contiguous."""
+    def gather(self, full: np.ndarray, entries: np.ndarray, small: np.ndarray) -> None:
+        """Fill small with full's entries; both arrays are contiguous."""
         # mode="wrap" spares numpy a buffered copy of the result.
-        np.take(array.reshape(-1), index, out=out.reshape(-1), mode="wrap")
+        np.take(full.reshape(-1), entries, out=small.reshape(-1), mode="wrap")
 
     def take_channels(self, x: np.ndarray, index: np.ndarray) -> np.ndarray:
         """Return channels `index` (distinct) of the last axis."""

@@ -7,7 +7,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from minicst.backend import get_backend
+from minicst.backend import cpu_backend
 from minicst.bench.cut import cut_rows
 from minicst.bench.dense import dense_rows
 from minicst.bench.layers import layer_rows
@@ -46,7 +46,7 @@ def run_bench(settings: BenchSettings, says: Says) -> dict[str, Any]:
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     chosen = workloads(settings)
     threads = use_threads(settings)
-    roofline = Roofline(get_backend())
+    roofline = Roofline(cpu_backend())
     if load > BUSY:
         says(
             f"others use this machine (load {load:.1f}): don't trust these times. A peer that "

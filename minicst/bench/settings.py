@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import tyro
 
-from minicst.backend import get_backend
+from minicst.backend import cpu_backend, get_backend
 from minicst.data import Batch
 from minicst.methods.completely_sparse import checked_budget
 from minicst.models import ARCHITECTURES, NETWORKS, build
@@ -166,4 +166,5 @@ def paper_width(name: str) -> float:
 
 def use_threads(settings: BenchSettings) -> int:
     """Set the backend's threads; return their number."""
-    return get_backend("cpu", settings.threads).threads
+    get_backend("cpu", settings.threads)
+    return cpu_backend().threads

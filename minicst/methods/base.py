@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 import minicst.functional as F
-from minicst.autograd import no_grad
-from minicst.backend import Backend, get_backend
+from minicst.autograd import Tensor, no_grad
+from minicst.backend import Backend
 from minicst.data import Batch
 from minicst.methods.trace import StepTrace, Stopwatch
 from minicst.nn import Network
@@ -113,7 +113,7 @@ class Method:
     @property
     def backend(self) -> Backend:
         """Where the network lives."""
-        return self.network.parameters()[0].backend if self.network.nodes else get_backend()
+        return self.network.backend
 
     @property
     def searching(self) -> bool:
@@ -142,9 +142,10 @@ class Method:
 
     def state(self) -> dict[str, np.ndarray]:
         """All that a checkpoint needs besides the settings, as arrays by name."""
-        arrays = {f"network/{name}": array for name, array in self.network.state().items()}
+        to_numpy = self.network.backend.to_numpy
+        arrays = {f"network/{name}": a for name, a in self.network.host_state().items()}
         for name, state in self.optimizer.state.items():
-            arrays |= {f"optimizer/{name}/{key}": array for key, array in state.items()}
+            arrays |= {f"optimizer/{name}/{key}": to_numpy(a) for key, a in state.items()}
         arrays["step"] = np.array(self.step)
         arrays["optimizer_steps"] = np.array(self.optimizer.steps)
         return arrays
@@ -159,9 +160,10 @@ class Method:
         self.network.load_state(
             {name[len(prefix) :]: a for name, a in arrays.items() if name.startswith(prefix)}
         )
+        asarray = self.network.backend.asarray
         for name, state in self.optimizer.state.items():
             for key, array in state.items():
-                array[...] = _array(arrays, f"optimizer/{name}/{key}", array.shape)
+                array[...] = asarray(_array(arrays, f"optimizer/{name}/{key}", array.shape))
         self.step = int(_array(arrays, "step", ()))
         self.optimizer.steps = int(_array(arrays, "optimizer_steps", ()))
 
@@ -187,8 +189,9 @@ class Method:
 
     def plain_step(self, small: Network, optimizer: Optimizer, batch: Batch) -> StepTrace:
         """Train a fixed network: one forward, one backward pass, one update."""
-        watch, meter = Stopwatch(), self.backend.meter
+        watch, meter = Stopwatch(self.backend), self.backend.meter
         meter.reset()
+        batch = on_device(batch, self.backend, self.network.num_classes)
         optimizer.lr = self.lr()
         optimizer.zero_grad()
         with watch("forward_a"), meter.in_phase("forward_a"):
@@ -216,6 +219,21 @@ class Method:
         trace.cost_ratio = sum(ran) / (len(ran) * dense)
 
 
+def on_device(batch: Batch, backend: Backend, classes: int) -> Batch:
+    """Return the batch as tensor and checked labels on the device, for all passes of a step.
+
+    Args:
+        batch: on the host; one that is there already is returned as it is.
+        backend: of the network.
+        classes: number of logits.
+    """
+    if isinstance(batch.images, Tensor):
+        return batch
+    images: Any = Tensor(batch.images, backend=backend)
+    labels: Any = F.check_labels(batch.labels, classes, backend)
+    return Batch(batch.index, images, labels)
+
+
 def clip_gradients(
     optimizer: Optimizer, max_norm: float, extra: np.ndarray | None = None
 ) -> np.ndarray | None:
@@ -225,9 +243,10 @@ def clip_gradients(
     """
     if max_norm <= 0.0:
         return extra
-    square = sum(
-        float((p.grad**2).sum()) for p in optimizer.parameters.values() if p.grad is not None
-    )
+    grads = {name: p.grad for name, p in optimizer.parameters.items() if p.grad is not None}
+    backend = next(iter(optimizer.parameters.values())).backend
+    squares = [(grad**2).sum() for grad in grads.values()]  # read from the device all at once
+    square = sum(backend.to_numpy(backend.xp.stack(squares)).tolist()) if squares else 0.0
     if extra is not None:
         square += float((extra**2).sum())
     factor = max_norm / (math.sqrt(square) + 1e-6)
@@ -252,14 +271,15 @@ def recalibrate_all(networks: Sequence[Network], batches: Iterable[Batch]) -> No
     """Recalibrate each network; the batches are run through once."""
     norms = [norm for network in networks for norm in network.norms().values()]
     momenta = [norm.momentum for norm in norms]
-    meter = networks[0].parameters()[0].backend.meter
+    meter = networks[0].backend.meter
     try:
         with no_grad(), meter.in_phase("recalibrate"):
             for i, batch in enumerate(batches):
                 for norm in norms:
                     norm.momentum = 1.0 / (i + 1)  # running mean of the batches so far
+                images = Tensor(batch.images, backend=networks[0].backend)
                 for network in networks:
-                    network(batch.images, training=True, step=i)
+                    network(images, training=True, step=i)
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
@@ -275,14 +295,15 @@ def evaluate_all(
 ) -> list[tuple[float, float]]:
     """Return accuracy and mean cross-entropy of each network; the batches are run through once."""
     right, loss, n = [0] * len(networks), [0.0] * len(networks), 0
-    with no_grad(), networks[0].parameters()[0].backend.meter.in_phase("evaluate"):
+    with no_grad(), networks[0].backend.meter.in_phase("evaluate"):
         for i, batch in enumerate(batches):
-            images = len(batch.labels)
-            n += images
+            count = len(batch.labels)
+            n += count
+            images = Tensor(batch.images, backend=networks[0].backend)
             for k, network in enumerate(networks):
-                logits = network(batch.images, training=False, step=i)
+                logits = network(images, training=False, step=i)
                 right[k] += int((logits.numpy().argmax(axis=1) == batch.labels).sum())
-                loss[k] += F.cross_entropy(logits, batch.labels).item() * images
+                loss[k] += F.cross_entropy(logits, batch.labels).item() * count
     return [(r / max(n, 1), x / max(n, 1)) for r, x in zip(right, loss, strict=True)]
 
 

@@ -17,7 +17,7 @@ import minicst.functional as F
 from minicst.autograd import Function, Parameter, Tensor
 from minicst.backend.base import Array
 from minicst.data import Batch
-from minicst.methods.base import Hyper, Plan, clip_gradients
+from minicst.methods.base import Hyper, Plan, clip_gradients, on_device
 from minicst.methods.completely_sparse import CompletelySparse
 from minicst.methods.trace import StepTrace, Stopwatch
 from minicst.nn import Network, Norm, Unit
@@ -145,7 +145,8 @@ def gated(network: Network, mask: ArrayLike) -> GatedNetwork:
             nothing &= True if own is None else own > 0.0
         if nothing.any():
             unreached[name] = nothing
-    return GatedNetwork(network, Parameter(mask.astype(network.parameters()[0].dtype)), unreached)
+    gates = Parameter(mask.astype(network.parameters()[0].dtype), backend=network.backend)
+    return GatedNetwork(network, gates, unreached)
 
 
 def relaxed_mask(
@@ -233,8 +234,9 @@ class ChainRule(CompletelySparse):
         """One step: forward, backward to weights and masks, update of both."""
         if not self.searching:
             return self._fine_tune_step(batch)
-        watch, meter = Stopwatch(), self.backend.meter
+        watch, meter = Stopwatch(self.backend), self.backend.meter
         meter.reset()
+        batch = on_device(batch, self.backend, self.network.num_classes)
         s = self.keep_prob.copy()
         with watch("sample"):
             # The stream of Algorithm 1's first mask: with equal s, equal masks.

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from minicst.autograd import Parameter, no_grad
+from minicst.backend import cpu_backend
 from minicst.data import Batch
 from minicst.methods.base import (
     Hyper,
@@ -20,6 +21,7 @@ from minicst.methods.base import (
     _array,
     clip_gradients,
     evaluate_all,
+    on_device,
     recalibrate,
     recalibrate_all,
 )
@@ -80,7 +82,9 @@ class CompletelySparse(Method):
                 f"unknown final mask '{hyper.final_mask}': choose one of {', '.join(FINAL_MASKS)}"
             )
         # 1: initialize w (the network's own), let s = rho 1
-        self._s = Parameter(np.full(n, hyper.keep_rate, dtype=np.float64))
+        # On the host, wherever the network is: masks are drawn there.
+        s = np.full(n, hyper.keep_rate, dtype=np.float64)
+        self._s = Parameter(s, backend=cpu_backend())
         self._s_optimizer: SGD | Adam
         if hyper.keep_prob_optimizer == "adam":
             self._s_optimizer = Adam({"s": self._s}, hyper.keep_prob_lr)
@@ -120,8 +124,9 @@ class CompletelySparse(Method):
         if self.step % self.hyper.resample_every != 0:
             return self._later_step(batch)
         hyper, meter = self.hyper, self.backend.meter
-        watch = Stopwatch()
+        watch = Stopwatch(self.backend)
         meter.reset()
+        batch = on_device(batch, self.backend, self.network.num_classes)
         s = self.keep_prob.copy()
 
         # 4: the mini-batch B is given by the loop

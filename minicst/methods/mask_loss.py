@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 import minicst.functional as F
 from minicst.autograd import no_grad
 from minicst.data import Batch
-from minicst.methods.base import Method
+from minicst.methods.base import Method, on_device
 from minicst.nn import Network
 from minicst.sparse.liveness import repair
 from minicst.sparse.masked_form import masked
@@ -57,7 +57,8 @@ class MaskLoss:
                 f"keep_prob has shape {np.shape(keep_prob)}: network {network.name} has "
                 f"{network.n_maskable} maskable channels, one number for each is needed"
             )
-        self.network, self.batch = network, batch
+        self.network = network
+        self.batch = on_device(batch, network.backend, network.num_classes)
         self.keep_prob = np.array(keep_prob, np.float64)
         self.label_smoothing, self.step = label_smoothing, step
         self.mask_position = mask_position
@@ -98,7 +99,7 @@ class MaskLoss:
         used, n_repaired = repair(self.network, np.asarray(mask), self.keep_prob)
         self.evaluations += 1
         self.repaired += n_repaired > 0
-        meter = self.network.parameters()[0].backend.meter
+        meter = self.network.backend.meter
         sub = (
             masked(self.network, used, None, "filter")
             if self.mask_position == "filter"

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from minicst.backend import Backend
 from minicst.sparse.estimators import preconditioner
 from minicst.sparse.masks import score_function
 
@@ -136,9 +137,18 @@ def _row(masks: np.ndarray | None, i: int) -> np.ndarray | None:
 
 
 class Stopwatch:
-    """Adds up seconds per phase: `with watch("cut"): ...`."""
+    """Adds up seconds per phase: `with watch("cut"): ...`.
 
-    def __init__(self) -> None:
+    A GPU works on while the host goes on: seconds then count where the host waits, mostly where a
+    loss is read, and only their sum says something. With backend.exact_times the device is waited
+    for at the end of every phase; that costs time, but tells the phases apart.
+
+    Args:
+        backend: of the network.
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
         self.seconds: dict[str, float] = {}
 
     @contextmanager
@@ -148,5 +158,7 @@ class Stopwatch:
         try:
             yield
         finally:
+            if self.backend.exact_times:
+                self.backend.synchronize()
             passed = time.perf_counter() - start
             self.seconds[phase] = self.seconds.get(phase, 0.0) + passed

@@ -117,8 +117,9 @@ class BatchNorm(Module):
     def __init__(self, channels: int, momentum: float = 0.1, eps: float = 1e-5) -> None:
         self.gamma = Parameter(np.ones(channels, np.float32))
         self.beta = Parameter(np.zeros(channels, np.float32))
-        self.running_mean = np.zeros(channels, np.float32)
-        self.running_var = np.ones(channels, np.float32)
+        xp = self.gamma.backend.xp
+        self.running_mean = xp.zeros(channels, np.float32)
+        self.running_var = xp.ones(channels, np.float32)
         self.momentum, self.eps = momentum, eps
 
     def __call__(
@@ -137,7 +138,8 @@ class BatchNorm(Module):
             training: batch statistics; else running ones.
             track: in training, whether the running statistics move.
             relu: clip at 0 in the same pass.
-            live: (channels,) 0/1 of x's dtype: an absent channel gives 0, and its statistics stay.
+            live: (channels,) 0/1 of x's dtype, on x's device: an absent channel gives 0, and its
+                statistics stay.
             overwrite: x is needed by nobody else: without a tape its memory may take the result.
         """
         gamma, beta = self.gamma, self.beta

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from minicst.autograd import Parameter
+from minicst.backend import Backend, get_backend
+from minicst.backend.base import Array
 
 
 class Module:
@@ -70,19 +72,44 @@ class Module:
                 raise ValueError(
                     f"{name} has shape {array.shape} here and {np.shape(state[name])} in the state"
                 )
+        asarray = self.backend.asarray
         for name, array in own.items():  # only now: a state that doesn't fit changes nothing
-            array[...] = state[name]
+            array[...] = asarray(state[name])
+
+    @property
+    def backend(self) -> Backend:
+        """Where the parameters are; without any, the backend in use."""
+        first = next(self.named_parameters(), None)
+        return get_backend() if first is None else first[1].backend
+
+    def to(self, backend: Backend) -> Module:
+        """Move parameters and buffers to a backend, in place; gradients are dropped. Return self.
+
+        An optimizer made before keeps the state that it has: make a new one.
+        """
+        source = self.backend
+        if backend is not source:
+            for _, parameter in self.named_parameters():
+                parameter.data = backend.asarray(source.to_numpy(parameter.data))
+                parameter.backend, parameter.grad = backend, None
+            self._convert_buffers(lambda array: backend.asarray(source.to_numpy(array)))
+        return self
+
+    def host_state(self) -> dict[str, np.ndarray]:
+        """As state(), with the arrays on the host: the same ones on the CPU, else copies."""
+        to_numpy = self.backend.to_numpy
+        return {name: to_numpy(array) for name, array in self.state().items()}
 
     def astype(self, dtype: Any) -> Module:
         """Convert parameters and buffers in place (float64 for gradient checks); return self."""
         for _, parameter in self.named_parameters():
             parameter.data = parameter.data.astype(dtype)
             parameter.grad = None
-        self._convert_buffers(dtype)
+        self._convert_buffers(lambda array: array.astype(dtype))
         return self
 
-    def _convert_buffers(self, dtype: Any) -> None:
+    def _convert_buffers(self, convert: Callable[[Array], Array]) -> None:
         for name in self.buffers:
-            setattr(self, name, getattr(self, name).astype(dtype))
+            setattr(self, name, convert(getattr(self, name)))
         for _, module in self.children():
-            module._convert_buffers(dtype)
+            module._convert_buffers(convert)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from minicst.autograd import Tensor
+from minicst.backend import using
 from minicst.nn.layers import BatchNorm
 from minicst.nn.module import Module
 from minicst.nn.node import Context, Live, Node, Shape
@@ -171,7 +172,7 @@ class Network(Module):
                 f"unit '{min(missing)}' is masked weight by weight: the masked form needs its "
                 "`weights` beside `live`, as masked(network, mask) gives them"
             )
-        x = x if isinstance(x, Tensor) else Tensor(x)
+        x = x if isinstance(x, Tensor) else Tensor(x, backend=self.backend)
         if x.ndim != 4 or x.shape[-1] != self.in_channels:
             raise ValueError(
                 f"network {self.name} takes images (n, h, w, {self.in_channels}), got {x.shape}"
@@ -272,7 +273,8 @@ class Network(Module):
 
 def clone(network: Network) -> Network:
     """Return an independent copy: same wiring, same values, same planted noise."""
-    copy = Network.from_spec(network.spec())
+    with using(network.backend):
+        copy = Network.from_spec(network.spec())
     copy.astype(network.parameters()[0].dtype)
     copy.load_state(network.state())
     return copy

@@ -39,7 +39,7 @@ class Norm(Node):
         """Normalize, mask, clip."""
         x, live = inputs[0], None
         if context.live is not None and context.mask_position != "filter":
-            live = context.live[name].astype(x.dtype)
+            live = x.backend.asarray(context.live[name], x.dtype)
         return self.norm(x, context.training, context.track, relu=True, live=live)
 
     def config(self) -> dict[str, Any]:

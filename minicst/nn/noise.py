@@ -28,7 +28,7 @@ class ChannelNoise:
         self.bad, self.channels = np.asarray(bad, bool), np.asarray(channels, np.intp)
 
     def __call__(self, z: Tensor, step: int, live: np.ndarray | None) -> Tensor:
-        """Replace the noisy channels of z (n, h, w, c); absent channels stay 0."""
+        """Replace the noisy channels of z (n, h, w, c); absent channels, by `live`, stay 0."""
         noise = np.zeros(z.shape, z.dtype)
         for i in np.flatnonzero(self.bad):
             if live is None or live[i]:

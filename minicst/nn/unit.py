@@ -80,7 +80,7 @@ class Unit(Node):
             z = self.transform(inputs.pop())
         live = None
         if context.live is not None:
-            live = context.live[name].astype(z.dtype)
+            live = z.backend.asarray(context.live[name], z.dtype)
             z = z * live
         if context.mask_position == "filter":
             live = None
@@ -91,7 +91,8 @@ class Unit(Node):
             if fused:
                 return z
         if self.noise is not None:
-            z = self.noise(z, context.step, live)
+            present = None if live is None or context.live is None else context.live[name]
+            z = self.noise(z, context.step, present)
         return F.relu(z) if self.relu else z
 
     def config(self) -> dict[str, Any]:

@@ -69,10 +69,11 @@ class MaskedNetwork:
             return  # as released: decay and momentum move absent filters too
         entries = live_entries(self.network, self.live, self.mask)
         for name, parameter in self.optimizer.parameters.items():
-            absent = ~entries[name]
+            backend = parameter.backend
+            absent = backend.asarray(~entries[name])
             arrays = {"": parameter.data, **self.optimizer.state[name]}
             for key, array in arrays.items():
-                np.copyto(array, before[name, key], where=absent)
+                backend.xp.copyto(array, before[name, key], where=absent)
 
     def paste(self) -> None:
         """Nothing to do: it is the full network."""

@@ -35,7 +35,7 @@ from minicst.sparse.liveness import as_mask, propagate
 FLOAT_BYTES = 4  # float32
 INDEX_BYTES = 8  # a channel's number
 PLACE_BYTES = 4  # a row's or column's, in a sparse matrix
-LOSS_BYTES = 8  # the loss and its probabilities are float64
+LOSS_BYTES = 8  # the loss and softmax - target are float64
 
 Buffer = tuple[str, int, int]  # a workspace: tag, bytes in a thread, threads that use it
 Buffers = tuple[Buffer, ...]
@@ -109,8 +109,8 @@ class Pass:
             if self.live[name].any():
                 reads = [read for read in network.inputs[name] if self.live[read].any()]
                 self._at[name] = self._node(name, node, reads)
-        probabilities = 2 * self.n * network.num_classes * LOSS_BYTES  # and the target's
-        self._append("loss", [self._at[network.output]], LOSS_BYTES, kept=probabilities)
+        residual = self.n * network.num_classes * LOSS_BYTES  # softmax - target
+        self._append("loss", [self._at[network.output]], LOSS_BYTES, kept=residual)
 
     @property
     def gradients(self) -> int:

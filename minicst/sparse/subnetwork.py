@@ -2,33 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from math import prod
 from typing import Any
 
 import numpy as np
 
 from minicst.autograd import Tensor
-from minicst.backend import Backend
+from minicst.backend import Backend, using
+from minicst.backend.base import Array
 from minicst.nn import Network, Unit
+from minicst.nn.node import Live
 from minicst.optim import Optimizer
 from minicst.sparse.liveness import as_mask, propagate
 
 
+@dataclass
 class Block:
     """The live entries of one parameter or buffer, with the arrays that they are moved between.
 
     Attributes:
-        build: makes the flat positions of the live entries in the full arrays. They weigh twice the
-            entries themselves, so they are not kept.
+        shape: of the full array.
+        rows: numbers of its live rows (first axis), ascending; None: all. Where each weight has a
+            mask of its own, the flat positions of the live ones.
+        columns: of its live columns (last axis); None: all.
+        places: rows and columns as arrays of the backend.
         pairs: (full array, small array) of its values and of each state of the optimizer.
     """
 
-    def __init__(self, build: Callable[[], np.ndarray]) -> None:
-        self.build = build
-        self.pairs: list[tuple[np.ndarray, np.ndarray]] = []
+    shape: tuple[int, ...]
+    rows: np.ndarray | None
+    columns: np.ndarray | None
+    places: tuple[Array | None, Array | None] = (None, None)
+    pairs: list[tuple[Array, Array]] = field(default_factory=list)
+
+    def of(self, small: Array) -> tuple[int, ...]:
+        """Shape of a small array of this block as rows and columns count it."""
+        return (small.size,) if len(self.shape) == 1 else tuple(small.shape)
+
+    def inside(self, larger: Block) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Rows and columns of these entries in the small array of a block that contains them.
+
+        Raises:
+            ValueError: if it lacks one.
+        """
+        return (
+            _positions(self.rows, larger.rows, self.shape[0]),
+            _positions(self.columns, larger.columns, self.shape[-1]),
+        )
 
 
 @dataclass
@@ -59,7 +80,7 @@ class Subnetwork:
 
         Absent entries of the full network aren't touched: no decay, no momentum.
         """
-        self._move(lambda backend, full, index, small: backend.scatter(full, index, small))
+        self._move("scatter")
         if self.optimizer is not None and self._full_optimizer is not None:
             self._full_optimizer.steps = self.optimizer.steps
 
@@ -69,12 +90,20 @@ class Subnetwork:
         The cut of two masks' union holds more than both cuts: weights from a channel of one to a
         channel of the other. No loss reached them, so no decay and no momentum may move them.
         """
+        backend = self.network.backend
         for name, block in self._blocks.items():
-            index = block.build()
-            inside = [part._blocks[name].build() for part in parts if name in part._blocks]
-            outside = ~np.isin(index, np.concatenate([*inside, index[:0]]))
+            entries = backend.entries(block.shape, *block.places)
+            blocks = [part._blocks[name] for part in parts if name in part._blocks]
             for full, small in block.pairs:
-                small.reshape(-1)[outside] = full.reshape(-1)[index[outside]]
+                kept = backend.xp.empty_like(small)
+                backend.gather(full, entries, kept)
+                for inner in blocks:
+                    rows, columns = inner.inside(block)
+                    inside = backend.entries(block.of(small), *_on(backend, rows, columns))
+                    moved = backend.xp.empty_like(inner.pairs[0][1])
+                    backend.gather(small, inside, moved)
+                    backend.scatter(kept, inside, moved)
+                small[...] = kept
 
     def update(self) -> None:
         """Take an optimizer step on the small arrays."""
@@ -87,18 +116,24 @@ class Subnetwork:
         Raises:
             ValueError: if `larger` lacks a live entry of this one.
         """
+        backend = self.network.backend
         targets = dict(larger.network.named_parameters())
         for name, parameter in self.network.named_parameters():
             if parameter.grad is None:
                 continue
-            into, block = larger._blocks[name].build(), self._blocks[name].build()
-            position = np.searchsorted(into, block)  # both are in ascending order
-            if position.max(initial=-1) >= into.size or (into[position] != block).any():
-                raise ValueError(f"{name}: the larger sub-network lacks live entries of this one")
+            try:
+                rows, columns = self._blocks[name].inside(larger._blocks[name])
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
             target = targets[name]
             if target.grad is None:
-                target.grad = np.zeros_like(target.data)
-            target.grad.reshape(-1)[position] += parameter.grad.reshape(-1)
+                target.grad = backend.xp.zeros_like(target.data)
+            shape = larger._blocks[name].of(target.data)
+            inside = backend.entries(shape, *_on(backend, rows, columns))
+            total = backend.xp.empty_like(parameter.data)
+            backend.gather(target.grad, inside, total)
+            total += parameter.grad
+            backend.scatter(target.grad, inside, total)
 
     def _fill(self) -> None:
         """Pair up full and small arrays, and fetch the live entries."""
@@ -111,18 +146,20 @@ class Subnetwork:
                     (self._full_optimizer.state[name][key], array)
                     for key, array in self.optimizer.state[name].items()
                 ]
-        self._move(lambda backend, full, index, small: backend.gather(full, index, small))
+        self._move("gather")
 
-    def _move(self, move: Callable[[Backend, np.ndarray, np.ndarray, np.ndarray], None]) -> None:
-        """Call move(backend, full array, index, small array) for all state, on all threads."""
-        backend = self._full.parameters()[0].backend
+    def _move(self, how: str) -> None:
+        """Gather or scatter all state, on all threads."""
+        backend = self._full.backend
+        move = getattr(backend, how)
         # The largest first: whoever is done early takes from the small ones.
         blocks = sorted(self._blocks.values(), key=lambda block: -block.pairs[0][1].size)
 
         def task(i: int) -> None:
-            index = blocks[i].build()
+            # On the CPU these weigh twice the entries themselves, so they are not kept.
+            entries = backend.entries(blocks[i].shape, *blocks[i].places)
             for full, small in blocks[i].pairs:
-                move(backend, full, index, small)
+                move(full, entries, small)
 
         n_bytes = sum(small.nbytes for block in blocks for _, small in block.pairs)
         backend.share_out(len(blocks), task, n_bytes)
@@ -160,6 +197,23 @@ def cut(network: Network, mask: Any, optimizer: Optimizer | None = None) -> Subn
             "probable channel"
         )
     keep = {name: np.flatnonzero(channels) for name, channels in live.items()}
+    with using(network.backend):
+        small, blocks = _narrow(network, mask, live, keep)
+    dtype = network.parameters()[0].dtype
+    if dtype != np.float32:
+        small.astype(dtype)
+    small_optimizer = None
+    if optimizer is not None:
+        small_optimizer = optimizer.like(dict(small.named_parameters()))
+    sub = Subnetwork(small, small_optimizer, keep, mask, network, optimizer, blocks)
+    sub._fill()
+    return sub
+
+
+def _narrow(
+    network: Network, mask: np.ndarray, live: dict[str, Live], keep: dict[str, np.ndarray]
+) -> tuple[Network, dict[str, Block]]:
+    """Return the small network, still to be filled, and where its numbers are in the full one."""
     members = _members(network, keep)
     small = Network(network.name, network.in_channels)
     blocks: dict[str, Block] = {}
@@ -172,28 +226,28 @@ def cut(network: Network, mask: Any, optimizer: Optimizer | None = None) -> Subn
         narrow = node.narrow(keep_inputs, keep[name], own)
         narrow.members = members.get(name)
         small.add(name, narrow, *(read for read in reads if keep[read].size))
-        full_state = node.state()
+        state = node.state()
         for key, (first, last) in node.axes().items():
+            shape = tuple(state[key].shape)
+            rows: np.ndarray | None = None
+            columns: np.ndarray | None = None
             if first == "entry":
                 assert isinstance(node, Unit)
-                entries = node.live_weights(live[reads[0]], live[name], own)
-                build = partial(np.flatnonzero, entries)
-                blocks[f"{name}.{key}"] = Block(build)
-                continue
-            shape = full_state[key].shape
-            rows = keep[name] if first == "out" else None
-            columns = keep_inputs[0] if last == "in" else None
-            build = partial(_flat_index, shape, rows, columns)
-            blocks[f"{name}.{key}"] = Block(build)
-    dtype = network.parameters()[0].dtype
-    if dtype != np.float32:
-        small.astype(dtype)
-    small_optimizer = None
-    if optimizer is not None:
-        small_optimizer = optimizer.like(dict(small.named_parameters()))
-    sub = Subnetwork(small, small_optimizer, keep, mask, network, optimizer, blocks)
-    sub._fill()
-    return sub
+                rows = np.flatnonzero(node.live_weights(live[reads[0]], live[name], own))
+                shape = (state[key].size,)
+            else:
+                if first == "out":
+                    rows = keep[name]
+                if last == "in":
+                    columns = keep_inputs[0]
+            blocks[f"{name}.{key}"] = Block(shape, rows, columns)
+    for block, places in zip(
+        blocks.values(),
+        _together(network.backend, [(block.rows, block.columns) for block in blocks.values()]),
+        strict=True,
+    ):
+        block.places = places
+    return small, blocks
 
 
 def _members(network: Network, keep: dict[str, np.ndarray]) -> dict[str, list[int] | None]:
@@ -219,16 +273,30 @@ def _members(network: Network, keep: dict[str, np.ndarray]) -> dict[str, list[in
     return members
 
 
-def _flat_index(
-    shape: tuple[int, ...], rows: np.ndarray | None, columns: np.ndarray | None
-) -> np.ndarray:
-    """Flat positions, in a C-contiguous array, of rows (first axis) and columns (last axis)."""
-    row_size = prod(shape[1:])
-    index = (np.arange(shape[0]) if rows is None else rows) * row_size
-    if row_size == 1:
-        return index
-    if columns is None:
-        return (index[:, None] + np.arange(row_size)).reshape(-1)
-    taps = np.arange(0, row_size, shape[-1])  # kh * kw window positions
-    within = (taps[:, None] + columns).reshape(-1)
-    return (index[:, None] + within).reshape(-1)
+def _positions(inner: np.ndarray | None, outer: np.ndarray | None, size: int) -> np.ndarray | None:
+    """Where numbers `inner` stand among `outer`, both ascending; None: all of range(size)."""
+    if outer is None:
+        return inner
+    numbers = np.arange(size) if inner is None else inner
+    position = np.searchsorted(outer, numbers)
+    if position.max(initial=-1) >= outer.size or (outer[position] != numbers).any():
+        raise ValueError("the larger sub-network lacks live entries of this one")
+    return position
+
+
+def _on(
+    backend: Backend, rows: np.ndarray | None, columns: np.ndarray | None
+) -> tuple[Array | None, Array | None]:
+    """Rows and columns as arrays of the backend."""
+    return _together(backend, [(rows, columns)])[0]
+
+
+def _together(
+    backend: Backend, pairs: list[tuple[np.ndarray | None, np.ndarray | None]]
+) -> list[tuple[Array | None, Array | None]]:
+    """The same for many, each array once and all in one transfer."""
+    arrays = {id(a): a for pair in pairs for a in pair if a is not None}
+    places: dict[int, Array] = dict(
+        zip(arrays, backend.indices(list(arrays.values())), strict=True)
+    )
+    return [(places.get(id(rows)), places.get(id(columns))) for rows, columns in pairs]

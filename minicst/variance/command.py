@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from minicst.backend import get_backend
+from minicst.backend import cpu_backend
 from minicst.checkpoint import write_text
 from minicst.data import Batch, train_loader
 from minicst.job import Job, prepare
@@ -178,7 +178,7 @@ def description(job: Job, sizes: Sizes, batch_size: int) -> dict[str, Any]:
         else {},
         "numpy": np.__version__,
         "cpu_count": os.cpu_count(),
-        "threads": get_backend().threads,
+        "threads": cpu_backend().threads,
     }
 
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 import minicst.functional as F
+from minicst.backend import get_backend
 from minicst.models import ARCHITECTURES, build
 from minicst.nn import INPUT, Add, ChannelNoise, Flatten, Network, Pool, Unit, clone
 from minicst.optim import SGD, Adam
-from minicst.sparse import subnetwork
 from minicst.sparse.accounting import count_macs
 from minicst.sparse.liveness import propagate, repair
 from minicst.sparse.masked_form import masked
@@ -559,7 +559,8 @@ def test_beta_leaks_without_the_indicator_after_batch_norm(residual_case):
 
 @pytest.mark.parametrize("axis", ["rows", "columns"])
 def test_mutation_index_shifted_by_one(residual_case, monkeypatch, axis):
-    right = subnetwork._flat_index
+    backend = get_backend()
+    right = backend.entries
 
     def shifted(shape, rows, columns):
         if axis == "rows" and rows is not None and rows[-1] + 1 < shape[0]:
@@ -568,7 +569,7 @@ def test_mutation_index_shifted_by_one(residual_case, monkeypatch, axis):
             columns = columns + 1
         return right(shape, rows, columns)
 
-    monkeypatch.setattr(subnetwork, "_flat_index", shifted)
+    monkeypatch.setattr(backend, "entries", shifted)
     red(*residual_case)
 
 

@@ -198,7 +198,7 @@ def test_peak_of_a_chain_by_hand():
     assert (forward.peak, forward.peak_at) == (images + weights + a + b + w_b, "forward, b")
     found = step_memory(chain(), (6, 6, 2), 10, state_names=())
     mean = 4 * 10 * 5
-    assert found.activations == a + mean + 2 * 8 * 10 * 4  # probabilities and target
+    assert found.activations == a + mean + 8 * 10 * 4  # softmax - target
     # In backward through b: the ReLU's result, the gradients of b's result and of its input, the
     # gradients of its weight and the classifier's, the loss. Of the first there are three partial
     # sums more; a part has 108 rows, of which 96 are a stack of one product.
@@ -251,7 +251,7 @@ def test_pooled_images_need_no_taps():
     network.add("mean", GlobalPool(), "max")
     network.add("out", Unit.create(2, 5, norm=False, relu=False), "mean")
     found = step_memory(network, (8, 8, 2), 3)
-    assert found.activations == 3 * 2 * 4 + 2 * 3 * 5 * 8  # the mean, the loss's probabilities
+    assert found.activations == 3 * 2 * 4 + 3 * 5 * 8  # the mean, softmax - target
 
 
 def test_columns_by_hand():
@@ -392,9 +392,9 @@ def halves(network):
     ("vgg11", "tied", "B"), ("resnet20", "tied", "B"), ("mobilenetv1", "tied", "B")
 ], ids="-".join)  # fmt: skip
 def test_activations_fall_with_rho(variant):
-    """At rho = 1/2 exactly half, but for the loss's probabilities."""
+    """At rho = 1/2 exactly half, but for the loss's softmax - target."""
     network, shape = network_of(variant)
-    loss = 2 * 8 * 6 * 5
+    loss = 8 * 6 * 5
     dense = step_memory(network, shape, 6).activations - loss
     assert step_memory(network, shape, 6, halves(network)).activations - loss == dense / 2
 
