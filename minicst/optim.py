@@ -37,7 +37,7 @@ class Optimizer:
         self.lr = lr
         self.steps = 0
         self.state: dict[str, dict[str, Array]] = {
-            name: {key: p.backend.xp.zeros_like(p.data) for key in self.state_names}
+            name: {key: p.backend.zeros(p.shape, p.dtype) for key in self.state_names}
             for name, p in parameters.items()
         }
 

@@ -253,7 +253,7 @@ class Parameter(Tensor):
     def __init__(self, data: Any, backend: Backend | None = None) -> None:
         super().__init__(data, requires_grad=True, backend=backend)
         # Cut and paste writes through a flat view, which only C order has.
-        self.data = self.backend.xp.asarray(self.data, order="C")
+        self.data = self.backend.as_state(self.data)
 
 
 class Function:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -28,7 +29,13 @@ __all__ = [
 
 DEVICES = ("cpu", "cuda", "auto")
 
-_current: list[Backend] = []  # of `using`, innermost last
+
+class _Current(threading.local):
+    def __init__(self) -> None:
+        self.stack: list[Backend] = []  # of `using`, innermost last
+
+
+_current = _Current()
 
 
 @lru_cache(maxsize=1)
@@ -60,7 +67,7 @@ def get_backend(name: str | None = None, threads: int | None = None) -> Backend:
     if threads is not None:
         cpu_backend().set_threads(threads)
     if name is None:
-        return _current[-1] if _current else cpu_backend()
+        return _current.stack[-1] if _current.stack else cpu_backend()
     if name in ("cpu", "numpy"):
         return cpu_backend()
     if name not in DEVICES:
@@ -75,9 +82,12 @@ def get_backend(name: str | None = None, threads: int | None = None) -> Backend:
 
 @contextmanager
 def using(backend: Backend) -> Iterator[Backend]:
-    """Inside, tensors and networks are made on this backend unless another one is named."""
-    _current.append(backend)
+    """Inside, tensors and networks are made on this backend unless another one is named.
+
+    That holds for the calling thread.
+    """
+    _current.stack.append(backend)
     try:
         yield backend
     finally:
-        _current.pop()
+        _current.stack.pop()

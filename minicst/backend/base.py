@@ -77,6 +77,14 @@ class Backend:
         """Return `values` as an array of this backend; NumPy arrays are copied to the device."""
         return self.xp.asarray(values, dtype=dtype)
 
+    def zeros(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        """Return zeros for what is kept as long as a network: its own and its optimizer's state."""
+        return self.xp.zeros(shape, dtype)
+
+    def as_state(self, values: Any) -> Array:
+        """Return values as an array in C order that is kept as long as a network."""
+        return self.xp.asarray(values, order="C")
+
     def to_numpy(self, array: Array) -> Any:
         """Return the array on the host as numpy.ndarray."""
         raise NotImplementedError

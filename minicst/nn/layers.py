@@ -6,8 +6,10 @@ import numpy as np
 
 import minicst.functional as F
 from minicst.autograd import Parameter, Tensor
-from minicst.backend import Pattern
+from minicst.backend import Pattern, get_backend
 from minicst.nn.module import Module
+
+DRAWN = 1 << 20  # numbers drawn at a time
 
 
 def he_normal(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
@@ -15,8 +17,24 @@ def he_normal(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
 
     Source: He et al., "Delving Deep into Rectifiers" (2015), Eq. (10).
     """
-    fan_in = int(np.prod(shape[1:]))
-    return (rng.standard_normal(shape) * (2.0 / max(fan_in, 1)) ** 0.5).astype(np.float32)
+    std = (2.0 / max(int(np.prod(shape[1:])), 1)) ** 0.5
+    weight = np.empty(shape, np.float32)
+    flat = weight.reshape(-1)
+    for start in range(0, flat.size, DRAWN):  # a large layer in float64 would take twice its size
+        part = flat[start : start + DRAWN]
+        part[...] = rng.standard_normal(part.size) * std
+    return weight
+
+
+def _weight(shape: tuple[int, ...], rng: np.random.Generator | None) -> Parameter:
+    """He normal weights, or zeros made where they are needed."""
+    return Parameter(
+        get_backend().zeros(shape, np.float32) if rng is None else he_normal(shape, rng)
+    )
+
+
+def _bias(channels: int) -> Parameter:
+    return Parameter(get_backend().zeros((channels,), np.float32))
 
 
 class Conv2d(Module):
@@ -45,8 +63,8 @@ class Conv2d(Module):
         rng: np.random.Generator | None = None,
     ) -> None:
         shape = (c_out, kernel, kernel, c_in // groups)
-        self.weight = Parameter(he_normal(shape, rng) if rng else np.zeros(shape, np.float32))
-        self.bias = Parameter(np.zeros(c_out, np.float32)) if bias else None
+        self.weight = _weight(shape, rng)
+        self.bias = _bias(c_out) if bias else None
         self.c_in, self.c_out, self.kernel = c_in, c_out, kernel
         self.stride, self.padding, self.groups = stride, padding, groups
 
@@ -69,8 +87,8 @@ class Linear(Module):
         self, c_in: int, c_out: int, bias: bool = True, rng: np.random.Generator | None = None
     ) -> None:
         shape = (c_out, c_in)
-        self.weight = Parameter(he_normal(shape, rng) if rng else np.zeros(shape, np.float32))
-        self.bias = Parameter(np.zeros(c_out, np.float32)) if bias else None
+        self.weight = _weight(shape, rng)
+        self.bias = _bias(c_out) if bias else None
         self.c_in, self.c_out = c_in, c_out
 
     def __call__(self, x: Tensor, mask: np.ndarray | None = None) -> Tensor:
@@ -89,8 +107,8 @@ class SparseLinear(Module):
     def __init__(self, pattern: Pattern, bias: bool = True) -> None:
         self.pattern = pattern
         self.c_out, self.c_in = pattern.shape
-        self.weight = Parameter(np.zeros(pattern.size, np.float32))
-        self.bias = Parameter(np.zeros(self.c_out, np.float32)) if bias else None
+        self.weight = _weight((pattern.size,), None)
+        self.bias = _bias(self.c_out) if bias else None
 
     def __call__(self, x: Tensor, mask: np.ndarray | None = None) -> Tensor:
         """Map x (n, c_in) to (n, c_out), the live weights times a mask (n_live,) if given."""
@@ -115,11 +133,11 @@ class BatchNorm(Module):
     buffers = ("running_mean", "running_var")
 
     def __init__(self, channels: int, momentum: float = 0.1, eps: float = 1e-5) -> None:
-        self.gamma = Parameter(np.ones(channels, np.float32))
-        self.beta = Parameter(np.zeros(channels, np.float32))
-        xp = self.gamma.backend.xp
-        self.running_mean = xp.zeros(channels, np.float32)
-        self.running_var = xp.ones(channels, np.float32)
+        backend = get_backend()
+        self.gamma = Parameter(backend.xp.ones(channels, np.float32))
+        self.beta = _bias(channels)
+        self.running_mean = backend.zeros((channels,), np.float32)
+        self.running_var = backend.as_state(backend.xp.ones(channels, np.float32))
         self.momentum, self.eps = momentum, eps
 
     def __call__(
