@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from rich.console import Console
@@ -26,6 +27,9 @@ from minicst.settings import KEEP, TrainSettings
 from minicst.tables import console as new_console
 from minicst.tables import table as new_table
 from minicst.variance.command import VarianceSettings
+
+if TYPE_CHECKING:
+    from minicst.job import Job
 
 ERROR = 2
 INTERRUPTED = 130
@@ -181,8 +185,7 @@ def run_train(settings: TrainSettings, console: Console) -> int:
     """Train, or go on with a run; print the final table."""
     from minicst.checkpoint import write_text
     from minicst.display import LiveDisplay, final_table
-    from minicst.job import prepare
-    from minicst.runs import draw_curves, finished, make_folder
+    from minicst.runs import draw_curves, finished
     from minicst.training import Stopped, resume, run_controls, train
 
     if settings.resume is not None:
@@ -193,8 +196,7 @@ def run_train(settings: TrainSettings, console: Console) -> int:
             return 0
         job = resume(folder, settings.threads)
     else:
-        job = prepare(settings)
-        folder = make_folder(job.settings)
+        job, folder = _new_run(settings)
     with LiveDisplay(console) as display, _stop_on_interrupt() as stop:
         try:
             _, summary = train(job, folder, display, stop)
@@ -217,6 +219,27 @@ def run_train(settings: TrainSettings, console: Console) -> int:
     console.print(final_table(summary, controls))
     _print_plain(console, f"run folder: {folder}")
     return 0
+
+
+def _new_run(settings: TrainSettings) -> tuple[Job, Path]:
+    """Prepare a run, and only if that succeeds leave its folder behind."""
+    from minicst.job import prepare
+    from minicst.runs import make_folder, write_settings
+
+    if settings.full_model != "disk":
+        job = prepare(settings)
+        return job, make_folder(job.settings)
+    settings.check()
+    folder = make_folder(settings)
+    try:
+        job = prepare(settings, folder=folder)
+        assert job.store is not None
+        job.store.name(job.full_network, job.method.optimizer)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    write_settings(job.settings, folder)
+    return job, folder
 
 
 @contextmanager

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from minicst.models import ARCHITECTURES, build
 from minicst.nn import ChannelNoise, Network, clone
 from minicst.randomness import rng_for
 from minicst.settings import TrainSettings
+from minicst.store import Store
 
 # Methods that learn keep_prob.
 SEARCHES: dict[str, type[CompletelySparse]] = {
@@ -120,12 +122,20 @@ class Job:
     method: Method
     plan: Plan
     totals: Totals
-    probe: DenseProbe
+    probe: DenseProbe | None
+    store: Store | None = None
+    recovered: str | None = None  # what was found of a crash, when the full model was opened
 
     @property
     def steps_per_epoch(self) -> int:
         """Training steps an epoch."""
         return len(self.loader)
+
+    def position(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Header and arrays that say where the run stands, all but the full network's own."""
+        totals = replace(self.totals, unreadable=self.unreadable_files())
+        header = {"settings": self.settings.as_json(), "totals": asdict(totals)}
+        return header, self.method.position()
 
     def recalibration_batches(self) -> Rereadable:
         """Training batches for batch norm's statistics, always the same ones, not augmented."""
@@ -218,24 +228,41 @@ def plant(network: Network, seed: int) -> None:
             unit.noise = ChannelNoise(seed, name, bad, channels)
 
 
-def prepare(settings: TrainSettings, target_macs: float | None = None) -> Job:
+def prepare(
+    settings: TrainSettings,
+    target_macs: float | None = None,
+    folder: Path | None = None,
+    fresh: bool = True,
+) -> Job:
     """Build data, network and method.
 
     Args:
         settings: of the run.
         target_macs: for the controls, MACs of a forward pass to come close to.
+        folder: of the run, existing, where its full model is to be kept on disk.
+        fresh: whether the full model on disk is made, or opened as a run left it.
 
     Raises:
         ValueError: if a setting is impossible.
     """
     settings.check()
+    store = None
+    if settings.full_model == "disk":
+        if folder is None:
+            raise ValueError("--full-model disk needs a run folder to keep the full model in")
+        store = Store(folder, fresh, settings.threads)
     backend = get_backend(settings.device, settings.threads)
     backend.configure(settings.precision, settings.workspace_mb)
     with using(backend):
-        return _prepare(settings, target_macs)
+        job = _prepare(settings, target_macs, store)
+    if store is not None:
+        assert isinstance(job.method, CompletelySparse)
+        job.store, job.method.full.write = store, store.write
+        job.method.full.position = job.position
+    return job
 
 
-def _prepare(settings: TrainSettings, target_macs: float | None) -> Job:
+def _prepare(settings: TrainSettings, target_macs: float | None, store: Store | None) -> Job:
     if settings.network not in ARCHITECTURES:
         raise ValueError(
             f"unknown network '{settings.network}': choose one of {', '.join(ARCHITECTURES)}"
@@ -257,7 +284,9 @@ def _prepare(settings: TrainSettings, target_macs: float | None) -> Job:
     augment = "none" if settings.data in ("digits", "mnist") else settings.augment
     loader = train_loader(dataset, settings.batch_size, settings.seed, augment)
     options = model_options(settings, dataset)
-    network = build(**options)
+    home = get_backend("cpu") if settings.full_model == "host" else get_backend()
+    with using(home if store is None else store.backend):
+        network = build(**options)
     network.shapes(dataset.input_shape)
     if settings.method != Dense.name:
         keep_rate = keep_rate_of(settings, network, dataset.input_shape)
@@ -280,7 +309,9 @@ def _prepare(settings: TrainSettings, target_macs: float | None) -> Job:
     )
     hyper = settings.hyper()
     method: Method
-    if settings.method in SEARCHES:
+    if settings.full_model != "device":
+        method = CompletelySparse(network, hyper, plan, get_backend())
+    elif settings.method in SEARCHES:
         method = SEARCHES[settings.method](network, hyper, plan)
     elif settings.method == Dense.name:
         method = Dense(network, hyper, plan)
@@ -290,5 +321,6 @@ def _prepare(settings: TrainSettings, target_macs: float | None) -> Job:
         method = Narrow(network, hyper, plan, options, target_macs)
     else:
         raise ValueError(f"unknown method '{settings.method}': choose one of {', '.join(METHODS)}")
-    probe = DenseProbe(network, settings)
+    # A dense step of a full model that is kept elsewhere may not fit on the device.
+    probe = DenseProbe(network, settings) if settings.full_model == "device" else None
     return Job(settings, dataset, loader, network, method, plan, Totals(), probe)

@@ -33,11 +33,16 @@ def make_folder(settings: TrainSettings) -> Path:
             folder.mkdir(parents=True)
         else:
             folder = _new_folder(settings)
-        text = json.dumps(settings.as_json(), indent=2)
-        (folder / "settings.json").write_text(text + "\n")
+        write_settings(settings, folder)
     except OSError as error:
         raise ValueError(f"can't make the run folder: {error}; choose another --out") from error
     return folder
+
+
+def write_settings(settings: TrainSettings, folder: Path) -> None:
+    """Write settings.json."""
+    text = json.dumps(settings.as_json(), indent=2)
+    (folder / "settings.json").write_text(text + "\n")
 
 
 def _new_folder(settings: TrainSettings) -> Path:

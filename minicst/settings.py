@@ -18,6 +18,7 @@ OUTSIDE = {
     "verify",
     "seed",
     "device",
+    "full_model",
     "workspace_mb",
     "threads",
     "out",
@@ -156,6 +157,10 @@ class TrainSettings:
     """Of weights, order, augmentation and masks."""
     device: Literal["cpu", "cuda", "auto"] = "cpu"
     """Where to train; auto: on a GPU where one is usable, else on the CPU."""
+    full_model: Literal["device", "host", "disk"] = "device"
+    """Where the full network is kept: with what trains, in the host's memory, or in files of the
+    run's folder. Away from the device only sub-networks are on it, exchanged every --resample-every
+    steps."""
     precision: Literal["float32", "tf32"] = "float32"
     """Of products on a GPU: tf32 rounds their operands to 10 bits of mantissa, and is faster."""
     workspace_mb: int = 256
@@ -284,6 +289,17 @@ class TrainSettings:
             if not holds:
                 option = "--" + name.replace("_", "-")
                 raise ValueError(f"{option} {getattr(self, name)}: it must be {rule}")
+        if self.full_model != "device":
+            if self.method != "completely-sparse":
+                raise ValueError(
+                    f"--full-model {self.full_model} is of --method completely-sparse: "
+                    f"{self.method} needs the whole network on the device"
+                )
+            if self.controls:
+                raise ValueError(
+                    f"--full-model {self.full_model} can't be combined with --controls, which hold "
+                    "their networks in memory"
+                )
         if self.mask_position == "filter" and self.resample_every > 1:
             raise ValueError("--mask-position filter can't be combined with --resample-every > 1")
         if self.mask_position == "filter" and self.fine_tune > 0.0:

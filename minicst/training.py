@@ -7,7 +7,7 @@ import resource
 import statistics
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -93,6 +93,10 @@ def _train(
 ) -> tuple[Network, dict[str, Any]]:
     method, totals, settings = job.method, job.totals, job.settings
     watcher.started(job)
+    if job.recovered is not None:
+        watcher.says(job.recovered)
+    if job.store is not None and not totals.steps:
+        _write_checkpoint(job, folder)  # so that a crash in the first block can be resumed
     waited = job.loader.waited_seconds
     for epoch in range(totals.epoch, settings.epochs):
         for batch in job.loader.epoch(epoch, start=totals.batch):
@@ -102,6 +106,7 @@ def _train(
                 method.start_fine_tuning(_metered(job, job.recalibration_batches()))
                 totals.executed += method.backend.meter.total()
             if _probe_is_due(job):
+                assert job.probe is not None
                 totals.dense_seconds.append(job.probe.time(batch))
             trace = method.train_step(batch)
             totals.add(trace, job.loader.waited_seconds - waited)
@@ -139,7 +144,7 @@ def _metered(job: Job, batches: Rereadable) -> Rereadable:
 
 def _probe_is_due(job: Job) -> bool:
     probes = job.settings.dense_probes
-    if probes == 0:
+    if probes == 0 or job.probe is None:
         return False
     every = max(job.plan.total_steps // probes, 1)
     return job.method.step % every == every // 2
@@ -297,8 +302,11 @@ def run_controls(
 def _write_checkpoint(job: Job, folder: Path | None) -> None:
     if folder is None:
         return
-    totals = replace(job.totals, unreadable=job.unreadable_files())
-    header = {"settings": job.settings.as_json(), "totals": asdict(totals)}
+    if job.store is not None:
+        job.method.end_epoch()
+        job.store.write_position(job.position())
+        return
+    header, _ = job.position()
     write_arrays(folder / "checkpoint.npz", "checkpoint", header, job.method.state())
 
 
@@ -334,10 +342,15 @@ def load_job(folder: Path, threads: int | None = None) -> Job:
         settings = TrainSettings.from_json(header["settings"])
         if threads is not None:
             settings = replace(settings, threads=threads)
-        totals = Totals(**header["totals"])
-        job = prepare(settings)
-        job.method.load_state(arrays)
-        job.totals = totals
+        job = prepare(settings, folder=folder, fresh=False)
+        if job.store is None:
+            job.method.load_state(arrays)
+        else:
+            job.recovered = job.store.recover(job.full_network, job.method.optimizer)
+            if job.recovered is not None:
+                header, arrays = read_arrays(folder / "checkpoint.npz", "checkpoint")
+            job.method.load_position(arrays)
+        job.totals = Totals(**header["totals"])
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         # A header that isn't made of mappings ends in AttributeError or TypeError.
         raise ValueError(f"{folder / 'checkpoint.npz'} can't be resumed: {error}") from error

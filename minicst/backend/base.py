@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from minicst.backend.entries import flat_positions
@@ -114,6 +115,40 @@ class Backend:
 
     def indices(self, arrays: Sequence[Any]) -> list[Array]:
         """Return channel numbers (host, int) as arrays of this backend, all in one transfer."""
+        return list(arrays)
+
+    # How sub-networks come from another backend's arrays and go back. On the CPU nothing has to be
+    # copied; a GPU copies on a stream of its own, beside the computation.
+
+    def mark(self) -> Any:
+        """Return a mark behind everything asked for so far, for copying() and download()."""
+        return None
+
+    @contextmanager
+    def copying(self, after: Any = None) -> Iterator[None]:
+        """Inside, arrays are made and copied to beside the computation, once `after` is passed.
+
+        Args:
+            after: a mark behind the last use of memory that may be handed out again.
+        """
+        yield
+
+    def staging(self, small: Array) -> Any:
+        """Return a host array, shape and dtype of small, that upload() takes: on the CPU small."""
+        return small
+
+    def upload(self, staged: Any, small: Array) -> None:
+        """Start copying staged to small, inside copying(); staged must stay as it is meanwhile."""
+
+    def copied(self) -> Any:
+        """Return a mark behind all uploads so far, for wait_for()."""
+        return None
+
+    def wait_for(self, mark: Any) -> None:
+        """Let what is asked for from now on wait for a mark of copied()."""
+
+    def download(self, arrays: Sequence[Array], after: Any = None) -> list[Any]:
+        """Return arrays on the host, as they are at the mark `after`; on the CPU themselves."""
         return list(arrays)
 
     def share_out(self, n_tasks: int, task: Callable[[int], None], n_bytes: int) -> None:

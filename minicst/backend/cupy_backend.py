@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from math import prod
 from typing import Any
 
@@ -32,6 +33,7 @@ class CupyBackend(CupyConvolutionOps, CupyLayerOps):
     def __init__(self, cupy: Any = None) -> None:
         super().__init__(importlib.import_module("cupy") if cupy is None else cupy)
         self.precision = "float32"
+        self._copy_stream: Any = None
 
     def configure(self, precision: str = "float32", workspace_mb: int = WORKSPACE_MB) -> None:
         """Set the precision of products and the size of the column workspace.
@@ -71,6 +73,55 @@ class CupyBackend(CupyConvolutionOps, CupyLayerOps):
     def synchronize(self) -> None:
         """Wait until everything launched has been computed."""
         self.xp.cuda.get_current_stream().synchronize()
+
+    def mark(self) -> Any:
+        """Record an event on the stream that computes."""
+        return self.xp.cuda.get_current_stream().record()
+
+    @contextmanager
+    def copying(self, after: Any = None) -> Iterator[None]:
+        """Inside, the calling thread's arrays and copies are on a stream of their own.
+
+        Memory comes from that stream's part of the pool, so it was last used by an earlier
+        sub-network, whose computation `after` has to cover.
+        """
+        stream = self._copies()
+        if after is not None:
+            stream.wait_event(after)
+        with stream:
+            yield
+
+    def staging(self, small: Array) -> np.ndarray:
+        """Return pinned host memory, which the card reads by itself."""
+        return importlib.import_module("cupyx").empty_pinned(small.shape, small.dtype)
+
+    def upload(self, staged: np.ndarray, small: Array) -> None:
+        """Start copying staged to small on the stream of copies."""
+        small.set(staged, stream=self._copies())
+
+    def copied(self) -> Any:
+        """Record an event on the stream of copies."""
+        return self._copies().record()
+
+    def wait_for(self, mark: Any) -> None:
+        """Let the stream that computes wait; the host doesn't."""
+        self.xp.cuda.get_current_stream().wait_event(mark)
+
+    def download(self, arrays: Sequence[Array], after: Any = None) -> list[np.ndarray]:
+        """Copy arrays to pinned memory on the stream of copies; the calling thread waits."""
+        stream = self._copies()
+        stream.wait_event(self.mark() if after is None else after)
+        staged = [self.staging(array) for array in arrays]
+        for array, host in zip(arrays, staged, strict=True):
+            array.get(out=host, stream=stream, blocking=False)
+        stream.synchronize()
+        return staged
+
+    def _copies(self) -> Any:
+        if self._copy_stream is None:
+            # Not blocking: a plain stream waits for the default one, on which all is computed.
+            self._copy_stream = self.xp.cuda.Stream(non_blocking=True)
+        return self._copy_stream
 
     def indices(self, arrays: Sequence[Any]) -> list[Array]:
         """Copy channel numbers to the device, int64, all in one transfer."""

@@ -146,9 +146,14 @@ class Method:
         arrays = {f"network/{name}": a for name, a in self.network.host_state().items()}
         for name, state in self.optimizer.state.items():
             arrays |= {f"optimizer/{name}/{key}": to_numpy(a) for key, a in state.items()}
-        arrays["step"] = np.array(self.step)
-        arrays["optimizer_steps"] = np.array(self.optimizer.steps)
-        return arrays
+        return arrays | self.position()
+
+    def position(self) -> dict[str, np.ndarray]:
+        """All of state() but what the network and its optimizer hold."""
+        return {
+            "step": np.array(self.step),
+            "optimizer_steps": np.array(self.optimizer.steps),
+        }
 
     def load_state(self, arrays: dict[str, np.ndarray]) -> None:
         """Go on from state().
@@ -164,6 +169,14 @@ class Method:
         for name, state in self.optimizer.state.items():
             for key, array in state.items():
                 array[...] = asarray(_array(arrays, f"optimizer/{name}/{key}", array.shape))
+        self.load_position(arrays)
+
+    def load_position(self, arrays: dict[str, np.ndarray]) -> None:
+        """Go on from position(); network and optimizer hold theirs already.
+
+        Raises:
+            ValueError: if an array is missing or has another shape.
+        """
         self.step = int(_array(arrays, "step", ()))
         self.optimizer.steps = int(_array(arrays, "optimizer_steps", ()))
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from minicst.autograd import Parameter, no_grad
-from minicst.backend import cpu_backend
+from minicst.backend import Backend, cpu_backend
 from minicst.data import Batch
 from minicst.methods.base import (
     Hyper,
@@ -25,6 +25,7 @@ from minicst.methods.base import (
     recalibrate,
     recalibrate_all,
 )
+from minicst.methods.full_model import FullModel
 from minicst.methods.trace import StepTrace, Stopwatch
 from minicst.nn import Network
 from minicst.optim import SGD, Adam, schedule
@@ -60,8 +61,16 @@ class CompletelySparse(Method):
 
     name = "completely-sparse"
 
-    def __init__(self, network: Network, hyper: Hyper, plan: Plan) -> None:
+    def __init__(
+        self, network: Network, hyper: Hyper, plan: Plan, device: Backend | None = None
+    ) -> None:
         super().__init__(network, hyper, plan)
+        self.full = FullModel(network, self.optimizer, device)
+        if self.full.elsewhere and (hyper.mask_position == "filter" or hyper.backward_masks > 1):
+            raise ValueError(
+                "a full model that isn't on the device is cut by one mask at a time: it takes "
+                "--mask-position after-norm and --backward-masks 1"
+            )
         n = network.n_maskable
         self.budget = checked_budget(network, hyper.keep_rate)
         if hyper.estimator not in RULES:
@@ -99,8 +108,14 @@ class CompletelySparse(Method):
         self.upper = 1.0 - hyper.keep_prob_floor if hyper.keep_rate < 1.0 else 1.0
         self._mask: np.ndarray | None = None  # used mask of the current block or fine-tuning
         self._sub: Subnetwork | MaskedNetwork | None = None
+        self._written = True  # whether the full network has what _sub learned
         self._baseline: float | None = None
         self.repaired = 0
+
+    @property
+    def backend(self) -> Backend:
+        """Where sub-networks train."""
+        return self.full.device if hasattr(self, "full") else self.network.backend
 
     @property
     def keep_prob(self) -> np.ndarray:
@@ -134,8 +149,7 @@ class CompletelySparse(Method):
         with watch("sample"):
             drawn, uniform, used, repaired = self._draw()
         with watch("cut"):
-            self._close()
-            subs = [self._open(mask, with_optimizer=i == 0) for i, mask in enumerate(used)]
+            subs = self._exchange(used)
         sub_a = subs[0]
         optimizer = sub_a.optimizer
         assert optimizer is not None
@@ -163,6 +177,7 @@ class CompletelySparse(Method):
             z, multiplier = self._update_keep_prob(gradient if clipped is None else clipped)
 
         # 6: w <- w - eta grad_w L_B(w, m(1)), live entries only
+        holds = hyper.resample_every > 1 or self.full.elsewhere
         with watch("update"):
             updated.optimizer.lr = optimizer.lr  # type: ignore[union-attr]
             updated.update()
@@ -173,9 +188,13 @@ class CompletelySparse(Method):
                 updated.restore_all_but([sub_a, subs[1]])
                 updated.paste()
                 sub_a = self._open(used[0], with_optimizer=True)
-            elif hyper.resample_every == 1:
+            elif not holds:
                 sub_a.paste()
-        self._sub, self._mask = (sub_a, used[0]) if hyper.resample_every > 1 else (None, None)
+        self._sub, self._mask = (sub_a, used[0]) if holds else (None, None)
+        self._written = not holds or updated is not sub_a
+        if self.full.elsewhere:
+            with watch("gather"):
+                self._gather_ahead()
 
         self.repaired += repaired
         trace = StepTrace(
@@ -205,8 +224,13 @@ class CompletelySparse(Method):
 
     def end_epoch(self) -> None:
         """Paste the block's sub-network, and go on with it."""
-        if self._sub is not None:
-            self._sub.paste()
+        if self._sub is not None and not self._written:
+            self._written = True
+            if isinstance(self._sub, Subnetwork):
+                self.full.write_back(self._sub)
+            else:
+                self._sub.paste()
+        self.full.finish()
 
     def final_masks(self) -> dict[str, list[np.ndarray]]:
         """Masks to be scored when the search ends: sampled ones and the most probable channels.
@@ -228,7 +252,7 @@ class CompletelySparse(Method):
         """Small networks of final_masks()."""
         self.end_epoch()
         return {
-            kind: [cut(self.network, mask).network for mask in masks]
+            kind: [self.full.open(mask, with_optimizer=False).network for mask in masks]
             for kind, masks in self.final_masks().items()
         }
 
@@ -245,7 +269,7 @@ class CompletelySparse(Method):
             return masks["samples"][0]
         if isinstance(batches, Iterator):
             batches = list(batches)  # they are run through twice
-        drawn = [cut(self.network, mask).network for mask in masks["samples"]]
+        drawn = [self.full.open(mask, with_optimizer=False).network for mask in masks["samples"]]
         recalibrate_all(drawn, batches)
         losses = [loss for _, loss in evaluate_all(drawn, batches)]
         return masks["samples"][int(np.argmin(losses))]
@@ -254,7 +278,7 @@ class CompletelySparse(Method):
         """Fix the final mask; what follows trains its sub-network alone."""
         self._close()
         self._mask = self.choose_final(batches)
-        self._sub = cut(self.network, self._mask, self.optimizer)
+        self._sub = self.full.open(self._mask, with_optimizer=True)
 
     def finalize(self, batches: Iterable[Batch]) -> Network:
         """Return the final small network, batch norm recalibrated on training batches."""
@@ -264,14 +288,19 @@ class CompletelySparse(Method):
             batches = list(batches)  # best-of-10 runs over them before the final network does
         fine_tuned = self._mask is not None and self.plan.search_steps < self.plan.total_steps
         mask = self._mask if fine_tuned else self.choose_final(batches)
-        small = cut(self.network, mask).network
+        assert mask is not None
+        small = self.full.open(mask, with_optimizer=False).network
         recalibrate(small, batches)
         return small
 
     def state(self) -> dict[str, np.ndarray]:
         """Also keep_prob, its optimizer and the mask of the current block."""
         self.end_epoch()
-        arrays = super().state()
+        return super().state()
+
+    def position(self) -> dict[str, np.ndarray]:
+        """All of state() but what the full network and its optimizer hold; copies."""
+        arrays = super().position()
         arrays["keep_prob"] = self.keep_prob
         for key, array in self._s_optimizer.state["s"].items():
             arrays[f"keep_prob_optimizer/{key}"] = array
@@ -279,11 +308,11 @@ class CompletelySparse(Method):
         arrays["repaired"] = np.array(self.repaired)
         arrays["baseline"] = np.array([] if self._baseline is None else [self._baseline])
         arrays["mask"] = np.zeros(0, bool) if self._mask is None else self._mask
-        return arrays
+        return {name: array.copy() for name, array in arrays.items()}
 
-    def load_state(self, arrays: dict[str, np.ndarray]) -> None:
-        """Go on from state()."""
-        super().load_state(arrays)
+    def load_position(self, arrays: dict[str, np.ndarray]) -> None:
+        """Go on from position()."""
+        super().load_position(arrays)
         n = self.keep_prob.shape
         self._s.data[...] = _array(arrays, "keep_prob", n)
         for key, array in self._s_optimizer.state["s"].items():
@@ -295,20 +324,24 @@ class CompletelySparse(Method):
         if arrays["mask"].size:
             self._mask = _array(arrays, "mask", n)
             self._sub = self._open(self._mask, with_optimizer=True)
+        self._written = True
 
     # The parts of a step.
 
     def _sample(self, which: str, number: int) -> np.ndarray:
         return sample_mask(self.keep_prob, rng_for(self.hyper.seed, "mask", which, number))
 
-    def _draw(self) -> tuple[np.ndarray, np.ndarray | None, np.ndarray, int]:
-        """Draw a step's masks, keyed by seed and step.
+    def _draw(
+        self, step: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray, int]:
+        """Draw a step's masks, keyed by seed and step; None: of this step.
 
         Returns:
             Masks as drawn (k, n), U of an antithetic pair, masks as used, channels repaired.
         """
         letters = LETTERS[: self.rule.masks_per_step(self.hyper.n_masks)]
-        rngs = [rng_for(self.hyper.seed, "mask", letter, self.step) for letter in letters]
+        step = self.step if step is None else step
+        rngs = [rng_for(self.hyper.seed, "mask", letter, step) for letter in letters]
         drawn, uniform = draw_masks(self.rule, self.keep_prob, rngs)
         used, repaired = zip(
             *(repair(self.network, mask, self.keep_prob) for mask in drawn), strict=True
@@ -344,7 +377,23 @@ class CompletelySparse(Method):
         optimizer = self.optimizer if with_optimizer else None
         if self.hyper.mask_position == "filter":
             return masked(self.network, mask, optimizer, "filter")
-        return cut(self.network, mask, optimizer)
+        return self.full.open(mask, with_optimizer)
+
+    def _exchange(self, used: np.ndarray) -> list[Subnetwork | MaskedNetwork]:
+        """Close the last block and open the sub-networks of this step."""
+        if self.hyper.mask_position == "filter":
+            self._close()
+            return [self._open(mask, with_optimizer=i == 0) for i, mask in enumerate(used)]
+        held = None if self._written else self._sub
+        assert not isinstance(held, MaskedNetwork)
+        self._sub, self._written = None, True
+        return list(self.full.exchange(held, used))
+
+    def _gather_ahead(self) -> None:
+        """Let the next block's sub-networks come."""
+        every, following = self.hyper.resample_every, self.step + self.hyper.resample_every
+        if every > 1 and following < self.plan.search_steps:
+            self.full.ahead(self._draw(following)[2])
 
     def _close(self) -> None:
         """Paste and leave the sub-network of the last block."""
@@ -404,6 +453,7 @@ class CompletelySparse(Method):
     def _sub_step(self, batch: Batch) -> StepTrace:
         assert isinstance(self._sub, Subnetwork)
         assert self._sub.optimizer is not None
+        self._written = False
         trace = self.plain_step(self._sub.network, self._sub.optimizer, batch)
         trace.masks_used = None if self._mask is None else self._mask[None]
         trace.keep_prob = trace.keep_prob_before = self.keep_prob.copy()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,46 +10,11 @@ import numpy as np
 
 from minicst.autograd import Tensor
 from minicst.backend import Backend, using
-from minicst.backend.base import Array
 from minicst.nn import Network, Unit
 from minicst.nn.node import Live
 from minicst.optim import Optimizer
+from minicst.sparse.blocks import Block, on, overlap, together
 from minicst.sparse.liveness import as_mask, propagate
-
-
-@dataclass
-class Block:
-    """The live entries of one parameter or buffer, with the arrays that they are moved between.
-
-    Attributes:
-        shape: of the full array.
-        rows: numbers of its live rows (first axis), ascending; None: all. Where each weight has a
-            mask of its own, the flat positions of the live ones.
-        columns: of its live columns (last axis); None: all.
-        places: rows and columns as arrays of the backend.
-        pairs: (full array, small array) of its values and of each state of the optimizer.
-    """
-
-    shape: tuple[int, ...]
-    rows: np.ndarray | None
-    columns: np.ndarray | None
-    places: tuple[Array | None, Array | None] = (None, None)
-    pairs: list[tuple[Array, Array]] = field(default_factory=list)
-
-    def of(self, small: Array) -> tuple[int, ...]:
-        """Shape of a small array of this block as rows and columns count it."""
-        return (small.size,) if len(self.shape) == 1 else tuple(small.shape)
-
-    def inside(self, larger: Block) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """Rows and columns of these entries in the small array of a block that contains them.
-
-        Raises:
-            ValueError: if it lacks one.
-        """
-        return (
-            _positions(self.rows, larger.rows, self.shape[0]),
-            _positions(self.columns, larger.columns, self.shape[-1]),
-        )
 
 
 @dataclass
@@ -61,6 +26,7 @@ class Subnetwork:
         optimizer: the full network's optimizer on the small arrays, state included; or None.
         keep_index: {node: numbers of its live output channels in the full network}.
         mask: (n_maskable,) bool, the mask it was cut by.
+        blocks: {parameter or buffer: its live entries, and the arrays they are moved between}.
     """
 
     network: Network
@@ -69,20 +35,85 @@ class Subnetwork:
     mask: np.ndarray
     _full: Network
     _full_optimizer: Optimizer | None
-    _blocks: dict[str, Block] = field(repr=False, default_factory=dict)
+    blocks: dict[str, Block] = field(repr=False, default_factory=dict)
+    _staged: list[Any] = field(repr=False, default_factory=list)  # a GPU may still read them
+    _arrived: Any = field(repr=False, default=None)
 
     def __call__(self, x: Any, training: bool, track: bool = True, step: int = 0) -> Tensor:
         """Run the small network."""
         return self.network(x, training=training, track=track, step=step)
 
-    def paste(self) -> None:
+    def paste(self, hosted: list[list[Any]] | None = None) -> None:
         """Write weights, batch-norm state and optimizer state back to their live entries.
 
         Absent entries of the full network aren't touched: no decay, no momentum.
+
+        Args:
+            hosted: the numbers where the full network is, as hosted() gives them; None: hosted().
         """
-        self._move("scatter")
+        numbers = self.hosted() if hosted is None else hosted
+        backend = self._full.backend
+        blocks = list(self.blocks.values())
+
+        def task(i: int) -> None:
+            # On the CPU entries weigh twice the numbers themselves, so they are not kept.
+            entries = backend.entries(blocks[i].shape, *blocks[i].places)
+            for (full, _), small in zip(blocks[i].pairs, numbers[i], strict=True):
+                backend.scatter(full, entries, small)
+
+        self._share_out(task)
         if self.optimizer is not None and self._full_optimizer is not None:
             self._full_optimizer.steps = self.optimizer.steps
+
+    def hosted(self, after: Any = None) -> list[list[Any]]:
+        """Return all numbers where the full network is, by block: what paste() writes.
+
+        Args:
+            after: on a GPU, mark of the computation whose results they shall be; None: now.
+        """
+        pairs = [block.pairs for block in self.blocks.values()]
+        flat = [small for of_block in pairs for _, small in of_block]
+        device = self.network.backend
+        if device is not self._full.backend:
+            flat = device.download(flat, after)
+        numbers = iter(flat)
+        return [[next(numbers) for _ in of_block] for of_block in pairs]
+
+    def arrive(self) -> None:
+        """Let the computation wait for the copies of a sub-network that was cut ahead."""
+        self.network.backend.wait_for(self._arrived)
+
+    def take_over(self, other: Subnetwork) -> None:
+        """Take what both have from another sub-network of the same network, state included.
+
+        It has been trained since this one was cut, and isn't written back yet.
+        """
+        backend = self.network.backend
+        shared = [
+            (block, other.blocks[name], common)
+            for name, block in self.blocks.items()
+            if name in other.blocks
+            if (common := overlap(block, other.blocks[name])) is not None
+        ]
+        places = together(
+            backend, [at for *_, common in shared for at in (common.own, common.theirs)]
+        )
+        own_places, their_places = places[::2], places[1::2]
+        for (block, theirs, common), own_at, their_at in zip(
+            shared, own_places, their_places, strict=True
+        ):
+            for (_, small), (_, source) in zip(block.pairs, theirs.pairs, strict=False):
+                own_shape, their_shape = block.of(small), theirs.of(source)
+                moved = backend.xp.empty(common.shape(own_shape), small.dtype)
+                backend.gather(source, backend.entries(their_shape, *their_at), moved)
+                backend.scatter(small, backend.entries(own_shape, *own_at), moved)
+        if self.optimizer is not None and other.optimizer is not None:
+            self.optimizer.steps = other.optimizer.steps
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are moved between the full network and this one, one way."""
+        return sum(small.nbytes for block in self.blocks.values() for _, small in block.pairs)
 
     def restore_all_but(self, parts: Sequence[Subnetwork]) -> None:
         """Take back from the full network what lies in none of these smaller sub-networks.
@@ -91,15 +122,15 @@ class Subnetwork:
         channel of the other. No loss reached them, so no decay and no momentum may move them.
         """
         backend = self.network.backend
-        for name, block in self._blocks.items():
+        for name, block in self.blocks.items():
             entries = backend.entries(block.shape, *block.places)
-            blocks = [part._blocks[name] for part in parts if name in part._blocks]
+            blocks = [part.blocks[name] for part in parts if name in part.blocks]
             for full, small in block.pairs:
                 kept = backend.xp.empty_like(small)
                 backend.gather(full, entries, kept)
                 for inner in blocks:
                     rows, columns = inner.inside(block)
-                    inside = backend.entries(block.of(small), *_on(backend, rows, columns))
+                    inside = backend.entries(block.of(small), *on(backend, rows, columns))
                     moved = backend.xp.empty_like(inner.pairs[0][1])
                     backend.gather(small, inside, moved)
                     backend.scatter(kept, inside, moved)
@@ -122,14 +153,14 @@ class Subnetwork:
             if parameter.grad is None:
                 continue
             try:
-                rows, columns = self._blocks[name].inside(larger._blocks[name])
+                rows, columns = self.blocks[name].inside(larger.blocks[name])
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from None
             target = targets[name]
             if target.grad is None:
                 target.grad = backend.xp.zeros_like(target.data)
-            shape = larger._blocks[name].of(target.data)
-            inside = backend.entries(shape, *_on(backend, rows, columns))
+            shape = larger.blocks[name].of(target.data)
+            inside = backend.entries(shape, *on(backend, rows, columns))
             total = backend.xp.empty_like(parameter.data)
             backend.gather(target.grad, inside, total)
             total += parameter.grad
@@ -138,7 +169,7 @@ class Subnetwork:
     def _fill(self) -> None:
         """Pair up full and small arrays, and fetch the live entries."""
         full_state, small_state = self._full.state(), self.network.state()
-        for name, block in self._blocks.items():
+        for name, block in self.blocks.items():
             block.pairs = [(full_state[name], small_state[name])]
             if self.optimizer is not None and name in self.optimizer.state:
                 assert self._full_optimizer is not None
@@ -146,26 +177,36 @@ class Subnetwork:
                     (self._full_optimizer.state[name][key], array)
                     for key, array in self.optimizer.state[name].items()
                 ]
-        self._move("gather")
-
-    def _move(self, how: str) -> None:
-        """Gather or scatter all state, on all threads."""
-        backend = self._full.backend
-        move = getattr(backend, how)
-        # The largest first: whoever is done early takes from the small ones.
-        blocks = sorted(self._blocks.values(), key=lambda block: -block.pairs[0][1].size)
+        source, device = self._full.backend, self.network.backend
+        blocks = list(self.blocks.values())
 
         def task(i: int) -> None:
-            # On the CPU these weigh twice the entries themselves, so they are not kept.
-            entries = backend.entries(blocks[i].shape, *blocks[i].places)
+            entries = source.entries(blocks[i].shape, *blocks[i].places)
             for full, small in blocks[i].pairs:
-                move(full, entries, small)
+                staged = small if device is source else device.staging(small)
+                source.gather(full, entries, staged)
+                if staged is not small:
+                    device.upload(staged, small)
+                    self._staged.append(staged)
 
-        n_bytes = sum(small.nbytes for block in blocks for _, small in block.pairs)
-        backend.share_out(len(blocks), task, n_bytes)
+        self._share_out(task)
+        self._arrived = device.copied()
+
+    def _share_out(self, task: Callable[[int], None]) -> None:
+        """Call task(i) for every block, on all threads of the full network's backend."""
+        # The largest first: whoever is done early takes from the small ones.
+        sizes = [-block.pairs[0][1].size for block in self.blocks.values()]
+        order = np.argsort(sizes, kind="stable").tolist()
+        self._full.backend.share_out(len(order), lambda i: task(order[i]), self.nbytes)
 
 
-def cut(network: Network, mask: Any, optimizer: Optimizer | None = None) -> Subnetwork:
+def cut(
+    network: Network,
+    mask: Any,
+    optimizer: Optimizer | None = None,
+    backend: Backend | None = None,
+    ahead: Any = None,
+) -> Subnetwork:
     """Return the physically small network of a mask.
 
     Live channel indices walk through the network as data does. The small network computes what the
@@ -181,6 +222,9 @@ def cut(network: Network, mask: Any, optimizer: Optimizer | None = None) -> Subn
         network: the full network; it isn't changed before paste().
         mask: (n_maskable,) 0/1.
         optimizer: the full network's; its state is cut alike.
+        backend: where the small network is to be; None: where the full one is.
+        ahead: a mark (Backend.mark) after which memory may be reused: the numbers then are copied
+            while something else is computed, and arrive() comes before the first use.
 
     Returns:
         Subnetwork(.network, .optimizer, .keep_index, .paste()).
@@ -197,7 +241,26 @@ def cut(network: Network, mask: Any, optimizer: Optimizer | None = None) -> Subn
             "probable channel"
         )
     keep = {name: np.flatnonzero(channels) for name, channels in live.items()}
-    with using(network.backend):
+    device = network.backend if backend is None else backend
+    if device is network.backend:
+        return _filled(network, mask, optimizer, device, live, keep)
+    with device.copying(device.mark() if ahead is None else ahead):
+        sub = _filled(network, mask, optimizer, device, live, keep)
+    if ahead is None:
+        sub.arrive()
+    return sub
+
+
+def _filled(
+    network: Network,
+    mask: np.ndarray,
+    optimizer: Optimizer | None,
+    device: Backend,
+    live: dict[str, Live],
+    keep: dict[str, np.ndarray],
+) -> Subnetwork:
+    """Make the small network and its optimizer, and fetch their numbers."""
+    with using(device):
         small, blocks = _narrow(network, mask, live, keep)
     dtype = network.parameters()[0].dtype
     if dtype != np.float32:
@@ -243,7 +306,7 @@ def _narrow(
             blocks[f"{name}.{key}"] = Block(shape, rows, columns)
     for block, places in zip(
         blocks.values(),
-        _together(network.backend, [(block.rows, block.columns) for block in blocks.values()]),
+        together(network.backend, [(block.rows, block.columns) for block in blocks.values()]),
         strict=True,
     ):
         block.places = places
@@ -271,32 +334,3 @@ def _members(network: Network, keep: dict[str, np.ndarray]) -> dict[str, list[in
             whole = own.size == union.size
             members[name] = None if whole else np.searchsorted(union, own).tolist()
     return members
-
-
-def _positions(inner: np.ndarray | None, outer: np.ndarray | None, size: int) -> np.ndarray | None:
-    """Where numbers `inner` stand among `outer`, both ascending; None: all of range(size)."""
-    if outer is None:
-        return inner
-    numbers = np.arange(size) if inner is None else inner
-    position = np.searchsorted(outer, numbers)
-    if position.max(initial=-1) >= outer.size or (outer[position] != numbers).any():
-        raise ValueError("the larger sub-network lacks live entries of this one")
-    return position
-
-
-def _on(
-    backend: Backend, rows: np.ndarray | None, columns: np.ndarray | None
-) -> tuple[Array | None, Array | None]:
-    """Rows and columns as arrays of the backend."""
-    return _together(backend, [(rows, columns)])[0]
-
-
-def _together(
-    backend: Backend, pairs: list[tuple[np.ndarray | None, np.ndarray | None]]
-) -> list[tuple[Array | None, Array | None]]:
-    """The same for many, each array once and all in one transfer."""
-    arrays = {id(a): a for pair in pairs for a in pair if a is not None}
-    places: dict[int, Array] = dict(
-        zip(arrays, backend.indices(list(arrays.values())), strict=True)
-    )
-    return [(places.get(id(rows)), places.get(id(columns))) for rows, columns in pairs]
