@@ -23,6 +23,7 @@ class CupyBackend(CupyConvolutionOps, CupyLayerOps):
 
     Args:
         cupy: the module; imported if not given.
+        cupyx: its companion; imported if not given.
 
     Attributes:
         precision: of products of float32: "float32", or "tf32" (10 bits of mantissa).
@@ -30,8 +31,9 @@ class CupyBackend(CupyConvolutionOps, CupyLayerOps):
 
     name = "cuda"
 
-    def __init__(self, cupy: Any = None) -> None:
+    def __init__(self, cupy: Any = None, cupyx: Any = None) -> None:
         super().__init__(importlib.import_module("cupy") if cupy is None else cupy)
+        self.cupyx = importlib.import_module("cupyx") if cupyx is None else cupyx
         self.precision = "float32"
         self._copy_stream: Any = None
 
@@ -93,7 +95,7 @@ class CupyBackend(CupyConvolutionOps, CupyLayerOps):
 
     def staging(self, small: Array) -> np.ndarray:
         """Return pinned host memory, which the card reads by itself."""
-        return importlib.import_module("cupyx").empty_pinned(small.shape, small.dtype)
+        return self.cupyx.empty_pinned(small.shape, small.dtype)
 
     def upload(self, staged: np.ndarray, small: Array) -> None:
         """Start copying staged to small on the stream of copies."""

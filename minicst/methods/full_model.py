@@ -125,6 +125,7 @@ class FullModel:
             wait: until it is done; else it is done beside the training, before anything else
                 reads the full model.
         """
+        self.finish()  # an error of the write before must not be lost
         if sub.optimizer is not None:
             self.optimizer.steps = sub.optimizer.steps
         position = None if self.position is None else self.position()
