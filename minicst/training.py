@@ -154,16 +154,17 @@ def _score_candidates(job: Job, watcher: Watcher) -> None:
     """Test accuracy of each candidate, batch norm recalibrated; it decides nothing."""
     meter = job.method.backend.meter
     meter.reset()
-    candidates = job.method.candidates()
-    if not candidates:
-        return
-    watcher.says("scoring sampled masks and the most probable one")
     batches = job.recalibration_batches()
-    every = [network for networks in candidates.values() for network in networks]
-    recalibrate_all(every, batches)
-    results = iter(evaluate_all(every, job.test_batches()))  # the images are read once
-    for kind, networks in candidates.items():
-        job.totals.scores[kind] = [next(results)[0] for _ in networks]
+    scores: dict[str, list[float]] = {}
+    for group in job.method.candidates():
+        if not scores:
+            watcher.says("scoring sampled masks and the most probable one")
+        networks = [network for _, network in group]
+        recalibrate_all(networks, batches)
+        results = evaluate_all(networks, job.test_batches())  # the images are read once a group
+        for (kind, _), (accuracy, _) in zip(group, results, strict=True):
+            scores.setdefault(kind, []).append(accuracy)
+    job.totals.scores = scores
     job.totals.executed += meter.total("recalibrate")
 
 

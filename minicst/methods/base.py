@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,9 +132,12 @@ class Method:
     def end_epoch(self) -> None:
         """Bring the full network up to date (paste), so that it can be saved."""
 
-    def candidates(self) -> dict[str, list[Network]]:
-        """Small networks to be scored when the search ends, by kind; empty for most methods."""
-        return {}
+    def candidates(self) -> Iterator[list[tuple[str, Network]]]:
+        """Yield (kind, small network) to be scored when the search ends; none for most methods.
+
+        They come in groups that may be held at once.
+        """
+        yield from ()
 
     def finalize(self, batches: Iterable[Batch]) -> Network:
         """Return the final small network, batch norm recalibrated on training batches."""

@@ -248,13 +248,16 @@ class CompletelySparse(Method):
         top_k = repair(self.network, top_k_mask(self.keep_prob, expected), self.keep_prob)[0]
         return {"samples": samples, "top_k": [top_k]}
 
-    def candidates(self) -> dict[str, list[Network]]:
-        """Small networks of final_masks()."""
+    def candidates(self) -> Iterator[list[tuple[str, Network]]]:
+        """Small networks of final_masks(): all at once, or one by one where memory is short."""
         self.end_epoch()
-        return {
-            kind: [self.full.open(mask, with_optimizer=False).network for mask in masks]
-            for kind, masks in self.final_masks().items()
-        }
+        kinds = [(kind, mask) for kind, masks in self.final_masks().items() for mask in masks]
+        size = 1 if self.full.elsewhere else len(kinds)
+        for start in range(0, len(kinds), size):
+            yield [
+                (kind, self.full.open(mask, with_optimizer=False).network)
+                for kind, mask in kinds[start : start + size]
+            ]
 
     def choose_final(self, batches: Iterable[Batch]) -> np.ndarray:
         """Return the final mask by the rule of the settings; test data plays no part.
@@ -269,9 +272,13 @@ class CompletelySparse(Method):
             return masks["samples"][0]
         if isinstance(batches, Iterator):
             batches = list(batches)  # they are run through twice
-        drawn = [self.full.open(mask, with_optimizer=False).network for mask in masks["samples"]]
-        recalibrate_all(drawn, batches)
-        losses = [loss for _, loss in evaluate_all(drawn, batches)]
+        samples, losses = masks["samples"], []
+        size = 1 if self.full.elsewhere else len(samples)
+        for start in range(0, len(samples), size):
+            group = samples[start : start + size]
+            drawn = [self.full.open(mask, with_optimizer=False).network for mask in group]
+            recalibrate_all(drawn, batches)
+            losses += [loss for _, loss in evaluate_all(drawn, batches)]
         return masks["samples"][int(np.argmin(losses))]
 
     def start_fine_tuning(self, batches: Iterable[Batch]) -> None:

@@ -392,12 +392,11 @@ def test_scores_of_candidates_are_their_accuracies():
     batches, data = job.recalibration_batches(), job.dataset
     images = np.concatenate([batch.images for batch in job.test_batches()])
     found = {}
-    for kind, networks in job.method.candidates().items():  # keep_prob rests: the same masks again
-        found[kind] = []
-        for network in networks:
-            recalibrate(network, batches)
-            right = network(images).data.argmax(axis=1) == data.test_labels
-            found[kind].append(float(right.mean()))
+    (group,) = job.method.candidates()  # keep_prob rests: the same masks again
+    for kind, network in group:
+        recalibrate(network, batches)
+        right = network(images).data.argmax(axis=1) == data.test_labels
+        found.setdefault(kind, []).append(float(right.mean()))
     assert len(found["samples"]) == 10
     assert job.totals.scores == found
     assert summary["test_accuracy_samples"]["mean"] == pytest.approx(np.mean(found["samples"]))
