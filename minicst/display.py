@@ -199,6 +199,12 @@ def final_table(summary: dict[str, Any], controls: dict[str, dict[str, Any]]) ->
         table.add_row("unreadable files, others shown", f"{summary['unreadable_files']}", "")
     memory = f"{summary['peak_memory_bytes'] / 1e6:.0f} MB"
     table.add_row("peak resident set of the process", memory, "")
+    if summary.get("device_memory_bytes"):
+        memory = f"{summary['device_memory_bytes'] / 1e6:.0f} MB"
+        table.add_row("memory of the GPU that was taken", memory, "")
+    if (full := summary.get("full_model")) is not None:
+        moved = f"{full['bytes_in'] / 1e6:,.0f} MB / {full['bytes_out'] / 1e6:,.0f} MB"
+        table.add_row(f"from the full model on {full['where']} / back to it", moved, "")
     if "keep_prob_near_0" in summary:
         table.add_row(
             "keep_prob below .01 / above .99",

@@ -262,6 +262,8 @@ def summarize(job: Job, network: Network) -> dict[str, Any]:
         "time_saving": dense_seconds / step_seconds if dense_seconds else None,
         "peak_memory_bytes": peak_memory_bytes(),
         "peak_memory_is": "largest resident set of the process so far",
+        "device_memory_bytes": method.backend.device_bytes,
+        "full_model": _full_model(job),
     }
     if isinstance(method, CompletelySparse):
         s = method.keep_prob
@@ -276,6 +278,20 @@ def summarize(job: Job, network: Network) -> dict[str, Any]:
             "repaired": method.repaired,
         }
     return summary
+
+
+def _full_model(job: Job) -> dict[str, Any] | None:
+    """Where the full model was kept away from the device, and what moved since the last resume."""
+    method = job.method
+    if not isinstance(method, CompletelySparse) or not method.full.elsewhere:
+        return None
+    return {
+        "where": job.settings.full_model,
+        "bytes_in": method.full.bytes_in,
+        "bytes_out": method.full.bytes_out,
+        "writes": None if job.store is None else job.store.writes,
+        "write_seconds": None if job.store is None else job.store.seconds,
+    }
 
 
 def peak_memory_bytes() -> int:

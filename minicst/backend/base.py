@@ -110,6 +110,11 @@ class Backend:
         if workspace_mb < 1:
             raise ValueError(f"--workspace-mb {workspace_mb}: it must be at least 1")
 
+    @property
+    def device_bytes(self) -> int | None:
+        """Bytes that were taken of a GPU's own memory; None on the CPU."""
+        return None
+
     def synchronize(self) -> None:
         """Wait until everything asked for has been computed; on the CPU it has."""
 

@@ -64,6 +64,11 @@ class CupyBackend(CupyConvolutionOps, CupyLayerOps):
         name = self.xp.cuda.runtime.getDeviceProperties(device.id)["name"]
         return name.decode() if isinstance(name, bytes) else str(name)
 
+    @property
+    def device_bytes(self) -> int:
+        """Bytes of the card's memory that CuPy's pool holds: its peak, nearly."""
+        return int(self.xp.get_default_memory_pool().total_bytes())
+
     def asarray(self, values: Any, dtype: Any = None) -> Array:
         """Return `values` as a device array; what is on the host is copied."""
         return self.xp.asarray(values, dtype=dtype)

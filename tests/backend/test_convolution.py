@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+from arrays import at_the_edge
 from scipy.signal import correlate
 
 from minicst.autograd.conv import conv2d_loop
-from minicst.backend import conv_output_size
+from minicst.backend import conv_output_size, get_backend
 
 # kernel (h, w), stride, padding; 2 + 2 // 2 pads more than a window needs, 4 x 2 isn't square
 GEOMETRIES = [
@@ -110,6 +111,8 @@ def test_gradients_are_the_transposes_of_conv2d(backend, rng, kernel, stride, pa
     assert np.vdot(dw, grad_w) == pytest.approx(along_w, rel=1e-11, abs=1e-11)
 
 
+# A GPU's two ways are one function: which one is taken is tested below, their numbers above.
+@pytest.mark.cpu
 @pytest.mark.parametrize(("kernel", "padding"), [(1, 0), (2, 0), (2, 1), (3, 0), (3, 1), (5, 3)])
 @pytest.mark.parametrize("size", SIZES)
 def test_both_ways_to_the_input_gradient_agree(backend, rng, kernel, padding, size):
@@ -121,6 +124,7 @@ def test_both_ways_to_the_input_gradient_agree(backend, rng, kernel, padding, si
     assert_close(col2im, want, np.float64)
 
 
+@pytest.mark.cpu  # its rule, and a method of its own
 @pytest.mark.parametrize(
     ("kernel", "stride", "padding", "c_out", "flips"),
     [
@@ -145,6 +149,32 @@ def test_the_flip_is_taken_where_it_pays(
     assert_close(got, loop_gradients(x, weight, g, stride, padding)[0], np.float64)
 
 
+@pytest.mark.cpu  # on the stand-in, once
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "c_out", "launched"),
+    [
+        ((3, 3), 1, 1, 4, ["im2col"]),  # the flip: as many columns
+        ((3, 3), 1, 0, 3, ["im2col"]),
+        ((3, 3), 1, 1, 5, ["col2im"]),
+        ((3, 3), 2, 1, 4, ["col2im"]),
+        ((2, 2), 1, 2, 4, ["col2im"]),  # a flip would need negative padding
+        ((4, 2), 1, 1, 4, ["col2im"]),  # a flip would need 2 rows and 0 columns of padding
+        ((1, 1), 1, 0, 4, []),  # one product
+    ],
+)
+def test_a_gpu_takes_the_way_with_fewer_columns(
+    gpu, rng, monkeypatch, kernel, stride, padding, c_out, launched
+):
+    names, rows = [], gpu.launch_rows
+    monkeypatch.setattr(
+        gpu, "launch_rows", lambda name, *args: names.append(name) or rows(name, *args)
+    )
+    x, weight, g = draw(rng, kernel, stride, padding, (2, 4, c_out))
+    got = at_the_edge(gpu).conv2d_grad_input(g, weight, x.shape, stride, padding)
+    assert names == launched
+    assert_close(got, loop_gradients(x, weight, g, stride, padding)[0], np.float64)
+
+
 def test_bias_is_added_to_every_pixel(backend, rng):
     x, weight, _ = draw(rng, (3, 3), 1, 1, (2, 3, 4))
     bias = rng.normal(size=4)
@@ -152,8 +182,10 @@ def test_bias_is_added_to_every_pixel(backend, rng):
     assert_close(backend.conv2d(x, weight, bias, 1, 1), want, np.float64)
 
 
-def test_several_chunks_and_partial_sums(backend, rng):
+def test_several_chunks_and_partial_sums(device, backend, rng, monkeypatch):
     # 590 kB of columns an image: chunks of 3 in the forward pass, 3 products per partial sum
+    if device != "cpu":  # which has a workspace for all of them
+        monkeypatch.setattr(get_backend(), "workspace_bytes", 2 << 20)
     x = rng.normal(size=(32, 32, 32, 16)).astype(np.float32)
     weight = rng.normal(size=(8, 3, 3, 16)).astype(np.float32)
     g = rng.normal(size=(32, 32, 32, 8)).astype(np.float32)
@@ -184,7 +216,9 @@ def test_a_large_weight_is_summed_in_two_parts(backend, rng):
 
 @pytest.mark.parametrize("size", [(0, 2, 3), (2, 0, 3), (2, 2, 0), (0, 0, 0)])
 @pytest.mark.parametrize(("kernel", "stride", "padding"), [((1, 1), 1, 0), ((3, 3), 1, 1)])
-def test_no_image_or_no_channel_gives_zeros_or_nothing(backend, rng, kernel, stride, padding, size):
+def test_no_image_or_no_channel_gives_zeros_or_nothing(
+    device, backend, rng, kernel, stride, padding, size
+):
     x, weight, g = draw(rng, kernel, stride, padding, size)
     out = backend.conv2d(x, weight, None, stride, padding)
     assert out.shape == g.shape
@@ -192,8 +226,9 @@ def test_no_image_or_no_channel_gives_zeros_or_nothing(backend, rng, kernel, str
     grad_x = backend.conv2d_grad_input(g, weight, x.shape, stride, padding)
     assert grad_x.shape == x.shape
     assert not grad_x.any()
-    by_flip = backend._grad_input_by_flip(g, weight, x.shape[1:3], kernel[0] - 1 - padding)
-    assert np.array_equal(by_flip, grad_x)
+    if device == "cpu":
+        by_flip = backend._grad_input_by_flip(g, weight, x.shape[1:3], kernel[0] - 1 - padding)
+        assert np.array_equal(by_flip, grad_x)
     grad_weight = backend.conv2d_grad_weight(x, g, weight.shape, stride, padding)
     assert grad_weight.shape == weight.shape
     assert not grad_weight.any()
@@ -216,10 +251,11 @@ def strange(array, how):
     return same
 
 
+@pytest.mark.parametrize("size", [(2, 3, 4), (2, 4, 3)])  # both ways to a GPU's input gradient
 @pytest.mark.parametrize("how", ["fortran", "sliced", "reversed", "new axis"])
 @pytest.mark.parametrize(("kernel", "stride", "padding"), GEOMETRIES)
-def test_any_memory_layout_gives_the_same_numbers(backend, rng, kernel, stride, padding, how):
-    size = (2, 1, 1) if how == "new axis" else (2, 3, 4)
+def test_any_memory_layout_gives_the_same_numbers(backend, rng, kernel, stride, padding, how, size):
+    size = (2, 1, 1) if how == "new axis" else size
     x, weight, g = draw(rng, kernel, stride, padding, size)
     want = [
         backend.conv2d(x, weight, None, stride, padding),

@@ -7,6 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from arrays import at_the_edge
+
 from minicst.autograd.conv import conv2d_loop
 from minicst.backend import depthwise as depthwise_module
 from minicst.backend import get_backend
@@ -48,11 +50,11 @@ def loop_gradients(x, weight, g, stride, padding):
 
 
 def three_passes(backend, x, weight, g, stride, padding, bias=None, of=None):
-    of = of or type(backend)
+    backend = backend if of is None else at_the_edge(get_backend(), of)
     return (
-        of.depthwise_conv2d(backend, x, weight, bias, stride, padding),
-        of.depthwise_conv2d_grad_weight(backend, x, g, weight.shape, stride, padding),
-        of.depthwise_conv2d_grad_input(backend, g, weight, x.shape, stride, padding),
+        backend.depthwise_conv2d(x, weight, bias, stride, padding),
+        backend.depthwise_conv2d_grad_weight(x, g, weight.shape, stride, padding),
+        backend.depthwise_conv2d_grad_input(g, weight, x.shape, stride, padding),
     )
 
 
@@ -65,7 +67,7 @@ def assert_close(got, want, tolerance=1e-12):
 # values
 
 
-@pytest.mark.parametrize("of", [None, Backend])  # the CPU's, and the plain one of every backend
+@pytest.mark.parametrize("of", [None, Backend])  # the device's, and the plain one of every backend
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @settings(deadline=None, max_examples=60)
 @given(geometry=geometries(), band_bytes=st.sampled_from([1, 400, 1 << 20]))
@@ -76,7 +78,7 @@ def test_all_three_passes_are_the_loops(of, dtype, geometry, band_bytes):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(depthwise_module, "BAND_BYTES", band_bytes)
         depthwise_module._bands.cache_clear()
-        got = three_passes(get_backend("cpu"), x, weight, g, stride, padding, bias, of)
+        got = three_passes(at_the_edge(get_backend()), x, weight, g, stride, padding, bias, of)
     depthwise_module._bands.cache_clear()
     assert all(a.dtype == dtype for a in got)
     x, weight, g = (a.astype(np.float64) for a in (x, weight, g))
@@ -90,7 +92,7 @@ def test_all_three_passes_are_the_loops(of, dtype, geometry, band_bytes):
 def test_gradients_are_the_transposes(geometry):
     _, _, stride, padding = geometry
     x, weight, g = numbers(*geometry)
-    out, grad_weight, grad_x = three_passes(get_backend("cpu"), x, weight, g, stride, padding)
+    out, grad_weight, grad_x = three_passes(at_the_edge(get_backend()), x, weight, g, stride, padding)
     along = np.vdot(out, g)
     assert np.vdot(x, grad_x) == pytest.approx(along, rel=1e-10, abs=1e-10)
     assert np.vdot(weight, grad_weight) == pytest.approx(along, rel=1e-10, abs=1e-10)
@@ -140,9 +142,10 @@ def test_a_window_that_does_not_fit_says_so(backend):
         backend.depthwise_conv2d(np.zeros((1, 2, 2, 1)), np.zeros((1, 5, 5, 1)), None, 1, 1)
 
 
-# how it is cut
+# how it is cut, on the CPU
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("run", [1, 2])
 def test_taps_of_a_run_lie_side_by_side(run):
     weight = np.arange(24.0).reshape(4, 3, 2, 1)
@@ -153,6 +156,7 @@ def test_taps_of_a_run_lie_side_by_side(run):
         assert np.array_equal(taps[:, :, i], weight[i % 4, :, :, 0])
 
 
+@pytest.mark.cpu
 @settings(deadline=None)
 @given(st.integers(1, 20), st.integers(1, 200), st.integers(1, 1 << 22))
 def test_bands_cover_every_row_once(n, rows, bytes_per_row):
@@ -166,6 +170,7 @@ def test_bands_cover_every_row_once(n, rows, bytes_per_row):
     assert len(bands) >= min(4, n * rows)
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize(
     ("width", "c", "pixels"), [(112, 32, 56), (14, 512, 7), (7, 1024, 1), (53, 37, 53), (5, 0, 5)]
 )
@@ -176,6 +181,7 @@ def test_pixels_of_a_run_divide_the_row(width, c, pixels):
 # threads, meter, memory
 
 
+@pytest.mark.cpu  # its threads
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize(
     ("shape", "stride"),
@@ -207,6 +213,7 @@ def test_the_meter_counts_every_tap_padding_included(backend, of, stride, side):
     assert backend.meter.bytes == dict.fromkeys(keys, n_bytes)
 
 
+@pytest.mark.cpu  # tracemalloc sees the host's memory
 @pytest.mark.parametrize("stride", [1, 2])
 def test_nothing_of_the_size_of_all_windows_is_allocated(backend, stride):
     x, weight, g = numbers((8, 56, 56, 64), (3, 3), stride, 1, np.float32)

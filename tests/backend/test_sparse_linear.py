@@ -5,9 +5,10 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from arrays import at_the_edge, to_device
 
 from minicst.autograd import Tensor, gradcheck
-from minicst.backend import NumpyBackend, Pattern, sparse_linear
+from minicst.backend import NumpyBackend, Pattern, get_backend, sparse_linear
 from minicst.backend.sparse_linear import SparseLinearOps
 from minicst.functional import sparse_linear as on_tape
 
@@ -18,11 +19,20 @@ class Generic(NumpyBackend):
     _entry_products = SparseLinearOps._entry_products
 
 
-BACKENDS = {"numpy": NumpyBackend, "generic": Generic}
+def backend_of(kind):
+    """The device's own backend, on the CPU with one thread; or the generic one."""
+    if kind == "generic":
+        return Generic(1)
+    backend = get_backend()
+    return NumpyBackend(1) if backend.name == "numpy" else at_the_edge(backend)
+
+
 # (n, c_out, c_in, keep rate): rows and columns without entries among them.
 CASES = [(1, 1, 1, 1.0), (5, 7, 9, 0.5), (4, 12, 6, 0.15), (3, 6, 20, 1.0), (6, 9, 5, 0.02)]
 cases = pytest.mark.parametrize("case", CASES, ids=str)
-every_backend = pytest.mark.parametrize("kind", BACKENDS)
+every_backend = pytest.mark.parametrize(
+    "kind", ["own", pytest.param("generic", marks=pytest.mark.cpu)]
+)
 
 
 def sparse_case(case, dtype=np.float64):
@@ -57,7 +67,7 @@ def by_loops(mask, x, g, values, bias):
 @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-13), (np.float32, 1e-5)])
 @cases
 def test_against_loops(case, dtype, tolerance, kind):
-    backend = BACKENDS[kind](1)
+    backend = backend_of(kind)
     mask, x, g, values, bias = sparse_case(case, dtype)
     pattern = Pattern.of_mask(mask)
     wanted = by_loops(mask, *(a.astype(np.float64) for a in (x, g, values, bias)))
@@ -76,7 +86,7 @@ def test_against_loops(case, dtype, tolerance, kind):
 
 @every_backend
 def test_gradient_at_live_entries_is_that_of_the_dense_matrix(kind):
-    backend = BACKENDS[kind](1)
+    backend = backend_of(kind)
     rng = np.random.default_rng(3)
     mask = rng.random((40, 70)) < 0.3
     x, g = rng.normal(size=(16, 70)), rng.normal(size=(16, 40))
@@ -84,11 +94,12 @@ def test_gradient_at_live_entries_is_that_of_the_dense_matrix(kind):
     np.testing.assert_allclose(found, (g.T @ x)[mask], rtol=0, atol=1e-12)
 
 
+@pytest.mark.cpu  # whose gradient is cut into chunks
 @every_backend
 @pytest.mark.parametrize("n_bytes", [1, 3 * 8 * 16, 1 << 30])
 def test_chunks_change_nothing(monkeypatch, n_bytes, kind):
     """Pieces of one, of a few entries that don't divide a row, of everything."""
-    backend = BACKENDS[kind](1)
+    backend = backend_of(kind)
     rng = np.random.default_rng(4)
     mask = rng.random((6, 50)) < 0.5
     x, g = rng.normal(size=(8, 50)), rng.normal(size=(8, 6))
@@ -99,7 +110,7 @@ def test_chunks_change_nothing(monkeypatch, n_bytes, kind):
 
 
 def test_meter_counts_live_weights_times_images():
-    backend = NumpyBackend(1)
+    backend = backend_of("own")
     mask, x, g, values, bias = sparse_case((5, 7, 9, 0.5), np.float32)
     pattern, nnz = Pattern.of_mask(mask), int(mask.sum())
     meter = backend.meter
@@ -115,10 +126,11 @@ def test_meter_counts_live_weights_times_images():
     assert {which: meter.bytes["all", "fc", which] for which in passes} == numbers
 
 
+@pytest.mark.cpu  # tracemalloc sees the host's memory
 @every_backend
 def test_no_matrix_is_ever_dense(kind):
     """2000 x 3000 would be 24 MB; operands and 1 % live entries take far less."""
-    backend = BACKENDS[kind](1)
+    backend = backend_of(kind)
     rng = np.random.default_rng(5)
     c_out, c_in, n = 2000, 3000, 16
     mask = np.zeros((c_out, c_in), bool)
@@ -141,6 +153,7 @@ def test_no_matrix_is_ever_dense(kind):
     )  # bytes of even a bool matrix
 
 
+@pytest.mark.cpu  # its threads
 def test_threads_change_no_bit():
     mask, x, g, values, bias = sparse_case((64, 50, 60, 0.3), np.float32)
     pattern = Pattern.of_mask(mask)
@@ -204,7 +217,7 @@ def test_only_what_is_needed_is_computed(backend):
     pattern = Pattern.of_mask(mask)
     backend.meter.layer = "fc"
     out = on_tape(Tensor(x), Tensor(values, requires_grad=True), pattern)
-    out.backward(g)
+    out.backward(to_device(g))
     nnz = int(mask.sum())
     wanted = {"forward": 5 * nnz, "weight_gradient": 5 * nnz, "input_gradient": 0}
     assert backend.meter.by_layer("") == {"fc": wanted}
