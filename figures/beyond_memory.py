@@ -81,7 +81,7 @@ def under_the_limit() -> None:
 
 
 def evict(store: Any) -> None:
-    """Take the full model's files out of the system's cache, so that they are read from the disk."""
+    """Take the full model's files out of the system's cache: the next reads are of the disk."""
     store.backend.flush()
     for file in store.folder.glob("*.npy"):
         handle = os.open(file, os.O_RDONLY)

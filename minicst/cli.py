@@ -23,6 +23,7 @@ from minicst.info import InfoSettings
 from minicst.inspect_step import StepSettings
 from minicst.planted import PlantedSettings
 from minicst.recipe_table import RecipesSettings
+from minicst.selftest.command import SelftestSettings
 from minicst.settings import KEEP, TrainSettings
 from minicst.tables import console as new_console
 from minicst.tables import table as new_table
@@ -48,6 +49,7 @@ def command_type(defaults: TrainSettings) -> Any:
         | Annotated[PlantedSettings, tyro.conf.subcommand("planted")]
         | Annotated[VarianceSettings, tyro.conf.subcommand("variance")]
         | Annotated[BenchSettings, tyro.conf.subcommand("bench")]
+        | Annotated[SelftestSettings, tyro.conf.subcommand("selftest")]
         | Annotated[InfoSettings, tyro.conf.subcommand("info")]
     )
 
@@ -82,7 +84,8 @@ def given(option: str, arguments: list[str]) -> str | None:
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; return the exit code.
 
-    0; 2 for bad input, 130 for Ctrl-C, 141 if the reader of a pipe, as `| head`, is gone.
+    0; 1 if selftest finds an equality that fails, 2 for bad input, 130 for Ctrl-C, 141 if the
+    reader of a pipe, as `| head`, is gone.
     """
     try:
         try:
@@ -171,6 +174,8 @@ def run(command: Any, console: Console) -> int:
         else:
             print_bench(console, results)
         return 0
+    if isinstance(command, SelftestSettings):
+        return _selftest(command, console)
     from minicst.info import collect, print_info
 
     info = collect()
@@ -339,6 +344,18 @@ def _variance(settings: VarianceSettings, console: Console) -> int:
     print_variance(console, results)
     _print_plain(console, f"picture {path}, numbers {path.with_suffix('.json')}")
     return 0
+
+
+def _selftest(settings: SelftestSettings, console: Console) -> int:
+    from minicst.selftest.command import FAILED, print_selftest, run_selftest
+
+    progress = new_console(stderr=True)
+    found = run_selftest(settings, lambda text: progress.print(text, style="dim", markup=False))
+    if settings.json:
+        print(json.dumps(found))
+    else:
+        print_selftest(console, found)
+    return 0 if found["passed"] else FAILED
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """Fixtures that every test may use, and the devices that tests of the engine run on."""
 
 import functools
-import inspect
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ import kernel_emulation
 import numpy as np
 import pytest
 import strict_cupy
+from arrays import at_the_edge
 
 import minicst.backend
 from minicst.backend import Backend, cpu_backend, get_backend, using, why_no_gpu
@@ -55,10 +55,21 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("device", parameters, indirect=True)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave out cases that are marked `cpu` on another device, and `deep` ones on the stand-in."""
+    items[:] = [item for item in items if not _is_elsewhere(item)]
+
+
+def _is_elsewhere(item: pytest.Item) -> bool:
+    device = getattr(getattr(item, "callspec", None), "params", {}).get("device", "cpu")
+    marks = {mark.name for mark in item.iter_markers()}
+    return (device != "cpu" and "cpu" in marks) or (device == "stand-in" and "deep" in marks)
+
+
 @functools.lru_cache(maxsize=1)
 def stand_in() -> CupyBackend:
     """The GPU's backend on the stand-in."""
-    return CupyBackend(strict_cupy)
+    return CupyBackend(strict_cupy, strict_cupy.cupyx)
 
 
 @pytest.fixture
@@ -80,48 +91,6 @@ def device(request: pytest.FixtureRequest) -> Iterator[str]:
         yield name
 
 
-class AtTheEdge:
-    """A backend's operations for tests that hold NumPy arrays: they go to the device and back.
-
-    What an operation changes in place is changed in the test's array too.
-    """
-
-    def __init__(self, backend: Backend) -> None:
-        self._backend = backend
-
-    def __getattr__(self, name: str) -> Any:
-        value = getattr(self._backend, name)
-        if not inspect.ismethod(value) or name in ("asarray", "to_numpy", "set_threads"):
-            return value
-
-        @functools.wraps(value)
-        def call(*arguments: Any, **options: Any) -> Any:
-            there: dict[int, tuple[np.ndarray, Any]] = {}
-
-            def over(x: Any) -> Any:
-                if isinstance(x, tuple) and any(isinstance(part, np.ndarray) for part in x):
-                    return tuple(over(part) for part in x)
-                if not isinstance(x, np.ndarray):
-                    return x
-                there.setdefault(id(x), (x, self._backend.asarray(x)))
-                return there[id(x)][1]
-
-            def back(x: Any) -> Any:
-                if isinstance(x, tuple):
-                    return tuple(back(part) for part in x)
-                return self._backend.to_numpy(x) if hasattr(x, "dtype") else x
-
-            result = back(
-                value(*map(over, arguments), **{k: over(option) for k, option in options.items()})
-            )
-            for here, device in there.values():
-                if here.flags.writeable:
-                    here[...] = self._backend.to_numpy(device)
-            return result
-
-        return call
-
-
 @pytest.fixture
 def backend(device: str, request: pytest.FixtureRequest) -> Iterator[Any]:
     """The device's backend, which tests of its operations may give NumPy arrays.
@@ -129,8 +98,8 @@ def backend(device: str, request: pytest.FixtureRequest) -> Iterator[Any]:
     The CPU's number of threads is restored afterwards.
     """
     threads = cpu_backend().threads
-    of_operations = request.path.parent.name == "backend" and device != "cpu"
-    yield AtTheEdge(get_backend()) if of_operations else get_backend()
+    of_operations = request.path.parent.name == "backend"
+    yield at_the_edge(get_backend()) if of_operations else get_backend()
     cpu_backend().set_threads(threads)
 
 

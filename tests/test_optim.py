@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from arrays import host, to_device
 
 from minicst.autograd import Parameter
 from minicst.nn.layers import Linear
@@ -50,7 +51,7 @@ def run(optimizer, parameters, grads, lrs):
     """Take a step for each row of grads, with its learning rate."""
     for g, lr in zip(grads, lrs, strict=True):
         for parameter in parameters.values():
-            parameter.grad = g.astype(parameter.dtype)
+            parameter.grad = to_device(g.astype(parameter.dtype))
         optimizer.lr = lr
         optimizer.step()
 
@@ -71,7 +72,7 @@ def test_ten_steps_equal_the_loop(rng, kind, loop, options, dtype):
     run(optimizer, parameters, grads, lrs)
     assert optimizer.steps == STEPS
     for name, factor in (("w", 1), ("u", 2)):
-        got = parameters[name].data
+        got = host(parameters[name])
         assert got.dtype == dtype
         for at in np.ndindex(3, 2):
             series = [float(g[at]) for g in grads]
@@ -90,13 +91,13 @@ def test_ten_steps_equal_pytorchs(rng, kind, loop, options):
     for g in grads:
         theirs.grad = torch.tensor(g)
         optimizer.step()
-    assert np.allclose(parameters["w"].data, theirs.detach().numpy(), rtol=0, atol=1e-12)
+    assert np.allclose(host(parameters["w"]), theirs.detach().numpy(), rtol=0, atol=1e-12)
 
 
 def test_steps_by_hand():
     w = Parameter(np.array([1.0, -2.0]))
     optimizer = SGD({"w": w}, lr=0.5, momentum=0.5)
-    w.grad = np.array([1.0, 2.0])
+    w.grad = to_device([1.0, 2.0])
     optimizer.step()
     assert w.data.tolist() == [0.5, -3.0]
     optimizer.step()  # v = 1.5 g
@@ -104,15 +105,15 @@ def test_steps_by_hand():
     assert optimizer.state["w"]["velocity"].tolist() == [1.5, 3.0]
     w = Parameter(np.array([1.0, -2.0]))
     optimizer = Adam({"w": w}, lr=0.25)
-    w.grad = np.array([1e-3, -70.0])
+    w.grad = to_device([1e-3, -70.0])
     optimizer.step()  # lr sign(g)
-    assert w.data == pytest.approx(np.array([0.75, -1.75]), abs=1e-5)
+    assert host(w) == pytest.approx(np.array([0.75, -1.75]), abs=1e-5)
 
 
 def test_a_parameter_without_gradient_stays():
     a, b = Parameter(np.ones(2)), Parameter(np.ones(2))
     optimizer = SGD({"a": a, "b": b}, lr=0.1, momentum=0.9, weight_decay=0.1)
-    a.grad = np.ones(2)
+    a.grad = to_device(np.ones(2))
     optimizer.step()
     assert b.data.tolist() == [1.0, 1.0]
     assert optimizer.state["b"]["velocity"].tolist() == [0.0, 0.0]
@@ -122,7 +123,7 @@ def test_a_parameter_without_gradient_stays():
 def test_learning_rate_zero_moves_nothing():
     w = Parameter(np.ones(2))
     for optimizer in (SGD({"w": w}, 0.0, momentum=0.9), Adam({"w": w}, 0.0)):
-        w.grad = np.ones(2)
+        w.grad = to_device(np.ones(2))
         optimizer.step()
         assert w.data.tolist() == [1.0, 1.0]
 
@@ -131,20 +132,20 @@ def test_weights_change_in_place():
     w = Parameter(np.ones((2, 3), np.float32))
     data = w.data
     for optimizer in (SGD({"w": w}, 0.1, momentum=0.9, nesterov=True), Adam({"w": w}, 0.1)):
-        before = data.copy()
-        w.grad = np.ones((3, 2), np.float32).T  # in another memory layout
+        before = host(data).copy()
+        w.grad = to_device(np.ones((3, 2), np.float32)).T  # in another memory layout
         optimizer.step()
         assert w.data is data
-        assert (data < before).all()
+        assert (host(data) < before).all()
 
 
 @pytest.mark.parametrize("kind", [SGD, Adam])
 def test_a_transposed_parameter_is_updated(kind):
     w = Parameter(np.ones((2, 3)).T)
     optimizer = kind({"w": w}, 0.5)
-    w.grad = np.ones((3, 2))
+    w.grad = to_device(np.ones((3, 2)))
     optimizer.step()
-    assert w.data == pytest.approx(np.full((3, 2), 0.5), abs=1e-7)
+    assert host(w) == pytest.approx(np.full((3, 2), 0.5), abs=1e-7)
 
 
 @pytest.mark.parametrize("kind", [SGD, Adam])
@@ -162,7 +163,7 @@ def test_zero_grad_forgets():
     optimizer = SGD(layer, 0.1)
     assert list(optimizer.parameters) == ["weight", "bias"]
     for parameter in optimizer.parameters.values():
-        parameter.grad = np.ones(parameter.shape, np.float32)
+        parameter.grad = to_device(np.ones(parameter.shape, np.float32))
     optimizer.zero_grad()
     assert layer.weight.grad is None
     assert layer.bias.grad is None
@@ -220,7 +221,7 @@ def test_like_with_the_state_copied_goes_on_as_before(rng):
         for name, array in optimizer.state["w"].items():
             twin.state["w"][name][...] = array
         run(twin, second, grads[4:], [0.1] * 6)
-        assert np.array_equal(second["w"].data, straight["w"].data)
+        assert np.array_equal(host(second["w"]), host(straight["w"]))
 
 
 # schedules
@@ -288,6 +289,6 @@ def test_errors(make, message):
 
 def test_the_base_class_has_no_update():
     w = Parameter(np.ones(2))
-    w.grad = np.ones(2)
+    w.grad = to_device(np.ones(2))
     with pytest.raises(TypeError, match="Optimizer has no update"):
         Optimizer({"w": w}, 0.1).step()

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from minicst.autograd.tensor import Tensor
+from minicst.backend.base import Array
 
 
 def gradcheck(
@@ -50,8 +51,8 @@ def gradcheck(
             continue
         for _ in range(directions):
             out = function(*inputs)
-            u = rng.normal(size=out.shape)
-            v = rng.normal(size=x.shape)
+            u = out.backend.asarray(rng.normal(size=out.shape))
+            v = x.backend.asarray(rng.normal(size=x.shape))
             for y in inputs:
                 y.zero_grad()
             out.backward(u.astype(out.dtype))
@@ -77,13 +78,15 @@ def _slope(
     function: Callable[..., Tensor],
     inputs: tuple[Tensor, ...],
     i: int,
-    u: np.ndarray,
-    v: np.ndarray,
+    u: Array,
+    v: Array,
     step: float,
 ) -> float:
     values = []
     for sign in (1.0, -1.0):
         moved = list(inputs)
-        moved[i] = Tensor(inputs[i].data + sign * step * v, requires_grad=True)
+        moved[i] = Tensor(
+            inputs[i].data + sign * step * v, requires_grad=True, backend=inputs[i].backend
+        )
         values.append(float((function(*moved).data * u).sum()))
     return (values[0] - values[1]) / (2 * step)

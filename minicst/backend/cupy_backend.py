@@ -34,7 +34,7 @@ class CupyBackend(CupyConvolutionOps, CupyLayerOps):
     def __init__(self, cupy: Any = None, cupyx: Any = None) -> None:
         super().__init__(importlib.import_module("cupy") if cupy is None else cupy)
         self.cupyx = importlib.import_module("cupyx") if cupyx is None else cupyx
-        self.precision = "float32"
+        self.precision = "unset"  # CuPy's own default, which CUPY_TF32 changes
         self._copy_stream: Any = None
 
     def configure(self, precision: str = "float32", workspace_mb: int = WORKSPACE_MB) -> None:
@@ -50,7 +50,7 @@ class CupyBackend(CupyConvolutionOps, CupyLayerOps):
                 "more is needed); use --precision float32"
             )
         if precision != self.precision:
-            core = self.xp._core  # CuPy's only switch but a variable that is read once
+            core = self.xp._core  # CuPy's only switch but CUPY_TF32, which is read once
             types = core._routines_linalg
             chosen = types.COMPUTE_TYPE_TF32 if precision == "tf32" else types.COMPUTE_TYPE_DEFAULT
             core.set_compute_type(self.xp.float32, chosen)

@@ -40,17 +40,17 @@ class CupyConvolutionOps(KernelOps):
         padding: int = 0,
     ) -> Array:
         """Return im2col(x) @ W.T + b, see NumpyBackend.conv2d."""
-        n, h, w, _ = x.shape
+        n, h, w, c_in = x.shape
         c_out, kh, kw, _ = weight.shape
         oh = conv_output_size(h, kh, stride, padding)
         ow = conv_output_size(w, kw, stride, padding)
-        k = weight.size // max(c_out, 1)
+        k = kh * kw * c_in
         x = self.contiguous(x)
         out = self.xp.empty((n, oh, ow, c_out), x.dtype)
         w_matrix = weight.reshape(c_out, k).T  # (k, c_out), a view: BLAS takes it by a flag
         for start, stop in self._chunks(n, oh * ow * k * x.itemsize):
             col = self._columns(x[start:stop], (kh, kw), stride, padding, (oh, ow))
-            rows = out[start:stop].reshape(-1, c_out)  # ((stop - start) oh ow, c_out)
+            rows = out[start:stop].reshape(col.shape[0], c_out)  # ((stop - start) oh ow, c_out)
             self.xp.dot(col, w_matrix, out=rows)
         if bias is not None:
             out += bias
@@ -64,11 +64,11 @@ class CupyConvolutionOps(KernelOps):
         c_out, kh, kw, c_in = weight_shape
         n, oh, ow, _ = grad_out.shape
         k = kh * kw * c_in
-        x = self.contiguous(x)
+        x, grad_out = self.contiguous(x), self.contiguous(grad_out)
         grad = self.xp.empty((c_out, k), x.dtype)
         for start, stop in self._chunks(n, oh * ow * k * x.itemsize):
             col = self._columns(x[start:stop], (kh, kw), stride, padding, (oh, ow))
-            g = grad_out[start:stop].reshape(-1, c_out)  # ((stop - start) oh ow, c_out)
+            g = grad_out[start:stop].reshape(col.shape[0], c_out)  # ((stop - start) oh ow, c_out)
             if start == 0:
                 self.xp.dot(g.T, col, out=grad)
             else:
@@ -88,22 +88,23 @@ class CupyConvolutionOps(KernelOps):
         n, h, w, c_in = x_shape
         c_out, kh, kw, _ = weight.shape
         _, oh, ow, _ = grad_out.shape
+        grad_out, weight = self.contiguous(grad_out), self.contiguous(weight)
         grad_x = self.xp.empty(x_shape, grad_out.dtype)
         back = kh - 1 - padding
         if (kh, kw, stride, padding) == (1, 1, 1, 0):
-            g = grad_out.reshape(-1, c_out)
-            self.xp.dot(g, weight.reshape(c_out, c_in), out=grad_x.reshape(-1, c_in))
+            g = grad_out.reshape(n * h * w, c_out)
+            self.xp.dot(g, weight.reshape(c_out, c_in), out=grad_x.reshape(n * h * w, c_in))
         elif stride == 1 and c_out <= c_in and 0 <= back == kw - 1 - padding:
             turned = weight[:, ::-1, ::-1, :].transpose(1, 2, 0, 3)  # (kh, kw, c_out, c_in)
             w_matrix = self.contiguous(turned).reshape(kh * kw * c_out, c_in)
             for start, stop in self._chunks(n, h * w * kh * kw * c_out * grad_x.itemsize):
                 col = self._columns(grad_out[start:stop], (kh, kw), 1, back, (h, w))
-                self.xp.dot(col, w_matrix, out=grad_x[start:stop].reshape(-1, c_in))
+                self.xp.dot(col, w_matrix, out=grad_x[start:stop].reshape(col.shape[0], c_in))
         else:
             k = kh * kw * c_in
             w_matrix = weight.reshape(c_out, k)
             for start, stop in self._chunks(n, oh * ow * k * grad_x.itemsize):
-                g = grad_out[start:stop].reshape(-1, c_out)
+                g = grad_out[start:stop].reshape((stop - start) * oh * ow, c_out)
                 col = self._space((g.shape[0], k), g.dtype)
                 self.xp.dot(g, w_matrix, out=col)
                 part = grad_x[start:stop]

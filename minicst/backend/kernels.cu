@@ -628,7 +628,7 @@ extern "C" __global__ void cross_entropy(
     const REAL* z = logits + row * k;
     double largest = z[0];
     for (long long j = 1; j < k; ++j) {
-        if (z[j] > largest || z[j] != z[j]) largest = z[j];
+        if (z[j] > largest) largest = z[j];  // a NaN passed over here is in the sum below
     }
     double sum = 0;
     for (long long j = 0; j < k; ++j) sum += exp(z[j] - largest);

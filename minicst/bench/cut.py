@@ -35,7 +35,8 @@ def cut_rows(
 
     "static": one network, again and again, all caches warm. "changing": a newly drawn one in each
     turn, as in training; both sides see its widths for the first time. To cut it, and to build it
-    in PyTorch, is not in the time: minicst's cut is a phase of its whole step.
+    in PyTorch, is not in the time: minicst's cut is a phase of its whole step. On a GPU PyTorch
+    then takes the convolutions that cuDNN's rules choose: a search would cost more than it gains.
 
     Returns:
         A row a share: {"share", "keep_rate", "executed_share", "static": rows of passes as in
@@ -71,10 +72,11 @@ def _static(small: Network, workload: Workload, pairs: int, peers: Peers) -> lis
     rows = []
     for what in WHAT:
         run = _own(small, what, workload)
-        contestants: Contestants = {OWN: partial(seconds_of, run)}
+        repeats = workload.repeats
+        contestants: Contestants = {OWN: partial(seconds_of, run, small.backend, repeats)}
         for label in labels:
             if label in peers.found:
-                contestants[label] = partial(peers.found[label].time, "narrow", what)
+                contestants[label] = partial(peers.found[label].time, "narrow", what, repeats)
         rows.append(row(what, in_turns(contestants, pairs, peers, warm=2), macs[what]))
     peers.forget("narrow")
     return rows
@@ -91,9 +93,10 @@ def _changing(
         took: Turns = {label: [] for label in (OWN, *peers.torch)}
         for number in range(-1, pairs):  # the first network wakes threads and fills the heap
             small = draw_cut(full, rate, seed, first + 1 + number)
-            labels = peers.build(list(peers.torch), name="new", spec=small.spec(), images=images)
+            request = {"name": "new", "spec": small.spec(), "images": images, "search": False}
+            labels = peers.build(list(peers.torch), **request)
             run = _own(small, what, workload)
-            contestants: Contestants = {OWN: partial(seconds_of, run)}
+            contestants: Contestants = {OWN: partial(seconds_of, run, small.backend)}
             for label in labels:
                 contestants[label] = partial(peers.found[label].time, "new", what)
             once = in_turns(contestants, 1, peers, warm=0)

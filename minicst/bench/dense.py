@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import minicst.functional as F
-from minicst.autograd import Tensor, no_grad
+from minicst.autograd import no_grad
 from minicst.bench.peers import (
     JAX,
     Contestants,
@@ -46,7 +46,7 @@ def forward(network: Network, batch: Batch) -> None:
 def forward_backward(network: Network, batch: Batch) -> None:
     """Training-mode forward and backward pass."""
     network.zero_grad()
-    F.cross_entropy(network(Tensor(batch.images), training=True), batch.labels).backward()
+    F.cross_entropy(network(batch.images, training=True), batch.labels).backward()
 
 
 def plan(workload: Workload) -> Plan:
@@ -98,10 +98,11 @@ def dense_rows(workload: Workload, pairs: int, peers: Peers, says: Says) -> list
     rows = []
     for what in PASSES:
         says(f"{workload.label}: dense {what.replace('_', ' + ')}")
-        contestants: Contestants = {OWN: partial(seconds_of, own[what])}
+        repeats = workload.repeats
+        contestants: Contestants = {OWN: partial(seconds_of, own[what], network.backend, repeats)}
         for label in labels:
             if label in peers.found and not (label == JAX and what == "step"):
-                contestants[label] = partial(peers.found[label].time, "dense", what)
+                contestants[label] = partial(peers.found[label].time, "dense", what, repeats)
         rows.append(row(what, in_turns(contestants, pairs, peers), macs[what]))
     peers.forget("dense")
     return rows

@@ -19,7 +19,7 @@ from minicst.methods.completely_sparse import CompletelySparse
 from minicst.methods.dense import Dense
 
 REST = "rest"  # Python, and NumPy outside of the operations
-CONVERSIONS = ("asarray", "to_numpy")
+NOT_OPERATIONS = ("asarray", "to_numpy", "configure", "synchronize")
 
 Key = tuple[str, str, str]  # phase, layer, operation
 
@@ -30,7 +30,7 @@ def hot_operations() -> list[str]:
     methods = [
         name
         for name, value in vars(Backend).items()
-        if inspect.isfunction(value) and not name.startswith("_") and name not in CONVERSIONS
+        if inspect.isfunction(value) and not name.startswith("_") and name not in NOT_OPERATIONS
     ]
     return [*declared, *methods]
 
@@ -38,11 +38,15 @@ def hot_operations() -> list[str]:
 class ClockMeter(Meter):
     """A meter that also books the seconds between two changes of phase or layer to what was left.
 
+    Args:
+        wait: waits for the device; without it, a GPU's seconds would go to whoever waits later.
+
     Attributes:
         seconds: {(phase, layer): seconds}.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, wait: Callable[[], None]) -> None:
+        self._wait = wait
         self.seconds: dict[tuple[str, str], float] = defaultdict(float)
         self._phase = self._layer = ""
         self._since = time.perf_counter()
@@ -50,6 +54,7 @@ class ClockMeter(Meter):
 
     def book(self) -> None:
         """Book the time up to now."""
+        self._wait()
         now = time.perf_counter()
         self.seconds[self._phase, self._layer] += now - self._since
         self._since = now
@@ -78,6 +83,9 @@ class ClockMeter(Meter):
 class OperationTimes:
     """Seconds and calls of each operation.
 
+    Args:
+        wait: as ClockMeter's.
+
     Attributes:
         meter: in place of the backend's while operations are timed.
         seconds: {(phase, layer, operation): seconds}; an operation that another one calls counts
@@ -85,8 +93,9 @@ class OperationTimes:
         calls: {(phase, layer, operation): calls}.
     """
 
-    def __init__(self) -> None:
-        self.meter = ClockMeter()
+    def __init__(self, wait: Callable[[], None]) -> None:
+        self._wait = wait
+        self.meter = ClockMeter(wait)
         self.seconds: dict[Key, float] = defaultdict(float)
         self.calls: dict[Key, int] = defaultdict(int)
         self.running = False
@@ -99,10 +108,12 @@ class OperationTimes:
             if self.running:  # also on the threads of the operation that runs
                 return operation(*arguments, **options)
             key = (self.meter.phase, self.meter.layer, name)
+            self._wait()
             self.running, start = True, time.perf_counter()
             try:
                 return operation(*arguments, **options)
             finally:
+                self._wait()
                 self.seconds[key] += time.perf_counter() - start
                 self.calls[key] += 1
                 self.running = False
@@ -112,8 +123,12 @@ class OperationTimes:
 
 @contextmanager
 def operation_times(backend: Backend) -> Iterator[OperationTimes]:
-    """Time every operation of a backend, on this one object; afterwards it is as before."""
-    times = OperationTimes()
+    """Time every operation of a backend, on this one object; afterwards it is as before.
+
+    The device is waited for before and after each: what a GPU does at the same time as the host, or
+    between operations, is not seen.
+    """
+    times = OperationTimes(backend.synchronize)
     own = dict(vars(backend))
     try:
         for name in hot_operations():

@@ -1,21 +1,31 @@
-"""Peak memory of one training step, measured in a process of its own: `python -m` this module.
+"""Peak memory of one training step.
 
-In a fresh process nothing is left of other networks: the threads' workspaces, which are kept from
-call to call, are allocated within the step and counted. What was there before the step (weights,
-optimizer state, images) is not.
+On the CPU it is measured in a process of its own: `python -m` this module. In a fresh process
+nothing is left of other networks: the threads' workspaces, which are kept from call to call, are
+allocated within the step and counted. What was there before the step (weights, optimizer state,
+images) is not.
+
+On a GPU it is what arrays hold of CuPy's memory pool at one time, above what they held before the
+step; a backend made for the step allocates its column workspace in it. The context of CUDA, the
+libraries, and blocks that the pool keeps for later are not in it.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
 import tracemalloc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
+from minicst.backend import get_backend, using
+from minicst.backend.cupy_backend import CupyBackend
 from minicst.bench.dense import hyper, plan
-from minicst.bench.peers import Says
+from minicst.bench.peers import PeerError, Peers, Says
 from minicst.bench.settings import SHAPE, BenchSettings, Workload, use_threads, workloads
 from minicst.methods.base import Method
 from minicst.methods.completely_sparse import CompletelySparse
@@ -81,6 +91,67 @@ def step_peak(method: Method, workload: Workload, threads: int) -> dict[str, Any
     }
 
 
+def gpu_memory_rows(workload: Workload, peers: Peers, says: Says) -> list[dict[str, Any]]:
+    """Measure the peak of a dense step and of Algorithm 1's at each share, on a GPU.
+
+    Returns:
+        A row a step: {"share", "executed_share", "peak": bytes}; that of the dense step also
+        {"torch": {peer: bytes, as PyTorch's allocator counts them}}.
+    """
+    rows: list[dict[str, Any]] = []
+    for share in (None, *workload.keep_rates):
+        says(f"{workload.label}: peak memory, {_name(share)}")
+        rows.append({"share": share, **_gpu_peak(workload, share)})
+    request = {"spec": workload.build().spec(), "images": list(workload.batch.images.shape)}
+    found = {}
+    for label in peers.build(list(peers.torch), name="memory", **request):
+        try:
+            found[label] = peers.found[label].ask(do="peak", name="memory", what="step")["bytes"]
+        except PeerError as error:
+            peers.drop(label, error)
+    peers.forget("memory")
+    rows[0]["torch"] = {label: size for label, size in found.items() if size is not None}
+    return rows
+
+
+def _gpu_peak(workload: Workload, share: float | None) -> dict[str, Any]:
+    backend = get_backend()
+    assert isinstance(backend, CupyBackend)
+    fresh = CupyBackend(backend.xp, backend.cupyx)
+    fresh.configure(backend.precision, backend.workspace_bytes >> 20)
+    with using(fresh):
+        method = _method(workload, share)
+        with pool_peak(fresh.xp) as held:
+            trace = method.train_step(workload.batch)
+    return {"executed_share": trace.cost_ratio, "peak": held["peak"] - held["before"]}
+
+
+@contextmanager
+def pool_peak(cupy: Any) -> Iterator[dict[str, int]]:
+    """Yield {"before", "peak"}: bytes that arrays hold of the pool now, and at most until the end.
+
+    They are most right after something was allocated, so the allocator looks.
+    """
+    pool = cupy.get_default_memory_pool()
+    gc.collect()  # arrays that only a cycle of references keeps are not the step's
+    held = dict.fromkeys(("before", "peak"), pool.used_bytes())
+
+    def allocate(n_bytes: int) -> Any:
+        memory = pool.malloc(n_bytes)
+        held["peak"] = max(held["peak"], pool.used_bytes())
+        return memory
+
+    with cupy.cuda.using_allocator(allocate):
+        yield held
+
+
+def _method(workload: Workload, share: float | None) -> Method:
+    if share is None:
+        return Dense(workload.build(), hyper(), plan(workload))
+    rate = workload.keep_rates[share]
+    return CompletelySparse(workload.build(), hyper(rate), plan(workload))
+
+
 def _name(share: float | None) -> str:
     return "dense step" if share is None else f"Algorithm 1 at {share:g} %"
 
@@ -100,14 +171,7 @@ def main() -> None:
     settings = BenchSettings(**given)
     threads = use_threads(settings)
     (workload,) = workloads(settings)
-    share = request["share"]
-    method: Method
-    if share is None:
-        method = Dense(workload.build(), hyper(), plan(workload))
-    else:
-        method = CompletelySparse(
-            workload.build(), hyper(workload.keep_rates[share]), plan(workload)
-        )
+    method = _method(workload, request["share"])
     print(json.dumps(step_peak(method, workload, threads)))
 
 

@@ -1,7 +1,9 @@
 """Other frameworks in processes of their own: they are asked, and answer, in lines of JSON.
 
 A process of its own because two thread pools in one disturb each other. minicst and its peers take
-turns, so that whatever else the machine does meanwhile hits all of them.
+turns, so that whatever else the machine does meanwhile hits all of them. On a GPU each process has
+its memory pool, and keeps what it freed: all of them must fit beside one another. Peers return
+theirs to the device when they forget a network.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from minicst.backend import Backend
 
 Says = Callable[[str], None]
 
@@ -76,9 +80,9 @@ class Peer:
             raise PeerError(f"{self.label}: {reply['error']}")
         return reply
 
-    def time(self, name: str, what: str) -> float:
-        """Seconds of one pass of a network that was built."""
-        return float(self.ask(do="time", name=name, what=what)["seconds"])
+    def time(self, name: str, what: str, repeats: int = 1) -> float:
+        """Seconds of one pass of a network that was built, mean over so many in a row."""
+        return float(self.ask(do="time", name=name, what=what, repeats=repeats)["seconds"])
 
     def _read(self) -> dict[str, Any]:
         assert self.process.stdout is not None
@@ -118,8 +122,10 @@ class Peers:
         self.left_out: list[str] = []
         self._says = says
 
-    def start(self, labels: tuple[str, ...], torch: str, jax: str, threads: int) -> None:
-        """Start the peers of these labels."""
+    def start(
+        self, labels: tuple[str, ...], torch: str, jax: str, threads: int, **options: Any
+    ) -> None:
+        """Start the peers of these labels, with these options besides."""
         missing: dict[str, str] = {}
         for label in labels:
             of_torch = label in TORCH
@@ -127,16 +133,14 @@ class Peers:
             if framework in missing:
                 continue
             script = "torch_peer.py" if of_torch else "jax_peer.py"
-            options = {"threads": threads, "channels_last": TORCH.get(label, True)}
+            options |= {"threads": threads, "channels_last": TORCH.get(label, True)}
             try:
                 self.found[label] = Peer(label, torch if of_torch else jax, script, options)
             except PeerError as error:
                 missing[framework] = str(error).split(": ", 1)[1]
         for framework, why in missing.items():
             option = f"--{'torch' if framework == 'PyTorch' else 'jax'}-python"
-            self._leave_out(
-                f"no {framework}, its rows are left out ({why}); {option} names another"
-            )
+            self.leave_out(f"no {framework}, its rows are left out ({why}); {option} names another")
 
     @property
     def torch(self) -> dict[str, Peer]:
@@ -151,7 +155,7 @@ class Peers:
     def drop(self, label: str, error: Exception) -> None:
         """Go on without a peer."""
         self.found.pop(label).close()
-        self._leave_out(f"{error}; its rows are left out from here on")
+        self.leave_out(f"{error}; its rows are left out from here on")
 
     def build(self, labels: list[str], **request: Any) -> list[str]:
         """Have these peers build a network; return the labels of those that could."""
@@ -174,19 +178,20 @@ class Peers:
             except PeerError as error:
                 self.drop(label, error)
 
-    def _leave_out(self, line: str) -> None:
+    def leave_out(self, line: str) -> None:
+        """Say, and keep, that something is left out."""
         self.left_out.append(line)
         self._says(line)
 
 
 @contextmanager
 def started(
-    labels: tuple[str, ...], torch: str, jax: str, threads: int, says: Says
+    labels: tuple[str, ...], torch: str, jax: str, threads: int, says: Says, **options: Any
 ) -> Iterator[Peers]:
     """Yield the peers that could be started; end their processes afterwards."""
     peers = Peers(says)
     try:
-        peers.start(labels, torch, jax, threads)
+        peers.start(labels, torch, jax, threads, **options)
         yield peers
     finally:
         for peer in peers.found.values():
@@ -236,8 +241,16 @@ def median_ratio(one: list[float], other: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(one, other, strict=True))
 
 
-def seconds_of(run: Callable[[], Any]) -> float:
-    """Seconds that a call takes."""
+def seconds_of(run: Callable[[], Any], backend: Backend, repeats: int = 1) -> float:
+    """Seconds that a call takes, the backend's device waited for; mean over so many in a row.
+
+    Before several there is one that isn't timed: a GPU that slept between turns wakes up.
+    """
+    if repeats > 1:
+        run()
+    backend.synchronize()
     start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
+    for _ in range(repeats):
+        run()
+    backend.synchronize()
+    return (time.perf_counter() - start) / repeats

@@ -7,39 +7,45 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from minicst.bench import gpu_report as gpu
+from minicst.bench.cells import TITLES, ms
 from minicst.bench.dense import OWN
 from minicst.bench.settings import BUSY
 from minicst.tables import table as new_table
 
 PASS_NAMES = {"forward": "forward", "forward_backward": "+ backward", "step": "whole step"}
-TITLES = {
-    OWN: "minicst",
-    "pytorch-nchw": "PyTorch\nNCHW",
-    "pytorch-channels-last": "PyTorch\nchannels last",
-    "jax": "JAX",
-}
 SHOWN_OPERATIONS = 3  # of a layer; the largest
 
 
 def print_bench(console: Console, results: dict[str, Any]) -> None:
     """Print the tables of run_bench's results."""
-    machine, peak = results["machine"], results["peak"]
+    machine = results["machine"]
     head = Table.grid(padding=(0, 2))
+    if "device" in results:
+        head.add_row("device", gpu.device_name(results["device"]))
     head.add_row("machine", f"{machine['cpu']}, {machine['threads']} threads")
     if machine.get("load", 0.0) > BUSY:
         head.add_row("load", f"{machine['load']:.1f} before it began: not a quiet machine")
     versions = [f"NumPy {machine['numpy']}", *machine["blas"]]
     versions += [version for version in results["peers"].values() if version]
     head.add_row("versions", ", ".join(versions))
-    each = [f"{rate:.0f}" for rate in peak["each_gmacs"]]
-    head.add_row(
-        "peak",
-        f"{peak['gmacs']:.0f} GMAC/s in matrix products (measured in turn {', '.join(each)}), "
-        f"{peak['copied_gb']:.0f} GB/s copied",
-    )
-    head.add_row("times", f"medians of {results['settings']['pairs']} turns; ratios too, of pairs")
+    for precision, peak in gpu.peaks(results).items():
+        each = [f"{rate:.0f}" for rate in peak["each_gmacs"]]
+        head.add_row(
+            f"peak {precision}".strip(),
+            f"{peak['gmacs']:.0f} GMAC/s in matrix products (measured in turn {', '.join(each)}), "
+            f"{peak['copied_gb']:.0f} GB/s copied",
+        )
+    times = f"medians of {results['settings']['pairs']} turns; ratios too, of pairs"
+    if "device" in results:
+        times += (
+            f"; a turn is {results['settings']['repeats']} passes or steps, one after the other"
+        )
+    head.add_row("times", times)
     console.print(head)
     console.print()
+    if "device" in results:
+        console.print(gpu.products_table(results["peak"]))
     for workload in results["workloads"]:
         for made in tables(workload):
             console.print(made)
@@ -50,6 +56,8 @@ def print_bench(console: Console, results: dict[str, Any]) -> None:
 def tables(workload: dict[str, Any]) -> list[Table]:
     """All tables of one network."""
     title = f"{workload['label']}, batch {workload['batch_size']}"
+    if "precision" in workload:
+        title += f", {workload['precision']}"
     made = []
     if "dense" in workload:
         made.append(_dense(workload["dense"], title))
@@ -57,18 +65,24 @@ def tables(workload: dict[str, Any]) -> list[Table]:
         made.append(_steps(workload["steps"], title))
         if any(row["authors"] for row in workload["steps"]["rows"]):
             made.append(_authors(workload["steps"]["rows"], title))
+        if any(row.get("torch_dense") for row in workload["steps"]["rows"]):
+            made.append(gpu.torch_dense_table(workload["steps"]["rows"], title))
         made += [_phases(workload["steps"], title), _floors(workload["steps"], title)]
+        if "precision" in workload:
+            made[-2].caption = "of further steps, in which the device is waited for in each phase"
     if workload.get("cut"):
         made += [_cut(workload["cut"], kind, title) for kind in ("static", "changing")]
     if "memory" in workload:
-        made.append(_memory(workload["memory"], title))
+        kind = _memory if "closed_form" in workload["memory"][0] else gpu.memory_table
+        made.append(kind(workload["memory"], title))
+    if workload.get("launches"):
+        name = f"{workload['label']}, {workload['precision']}: launches"
+        made.append(gpu.launches_table(workload["launches"], name))
+    if workload.get("workspace"):
+        made.append(gpu.workspace_table(workload["workspace"], title))
     for entry in workload.get("layers", []):
         made += [_layers(entry, title), _operations(entry, title)]
     return made
-
-
-def _ms(seconds: float) -> str:
-    return f"{seconds * 1e3:.0f} ms" if seconds >= 0.1 else f"{seconds * 1e3:.1f} ms"
 
 
 def _labels(rows: list[dict[str, Any]]) -> list[str]:
@@ -79,7 +93,7 @@ def _labels(rows: list[dict[str, Any]]) -> list[str]:
 def _against(row: dict[str, Any], label: str) -> str:
     if label not in row["over"]:
         return "-"
-    return f"{_ms(row['seconds'][label])} {row['over'][label]:.2f}x"
+    return f"{ms(row['seconds'][label])} {row['over'][label]:.2f}x"
 
 
 def _dense(rows: list[dict[str, Any]], title: str) -> Table:
@@ -89,7 +103,7 @@ def _dense(rows: list[dict[str, Any]], title: str) -> Table:
     for row in rows:
         made.add_row(
             PASS_NAMES[row["what"]],
-            _ms(row["seconds"][OWN]),
+            ms(row["seconds"][OWN]),
             *(_against(row, label) for label in labels),
             f"{row['gmacs']:.0f}",
             f"{row['of_peak']:.0%}",
@@ -101,7 +115,7 @@ def _dense(rows: list[dict[str, Any]], title: str) -> Table:
 
 def _steps(steps: dict[str, Any], title: str) -> Table:
     made = new_table(
-        f"{title}: Algorithm 1's whole step, dense step {_ms(steps['dense']['seconds'])}",
+        f"{title}: Algorithm 1's whole step, dense step {ms(steps['dense']['seconds'])}",
         *("MACs", "keep rate", "executed", "step", "saving", "in MACs", "formula", "paper"),
         "structure",
         left=0,
@@ -112,7 +126,7 @@ def _steps(steps: dict[str, Any], title: str) -> Table:
             f"{row['share']:.2f}%",
             f"{row['keep_rate']:.3f}",
             f"{row['executed_share']:.2%}",
-            _ms(row["seconds"]),
+            ms(row["seconds"]),
             f"{row['saving']:.2f}x",
             f"{row['saving_macs']:.1f}x",
             f"{row['saving_paper_formula']:.1f}x",
@@ -133,12 +147,12 @@ def _authors(rows: list[dict[str, Any]], title: str) -> Table:
     made = new_table(f"{title}: Algorithm 1's step beside the authors' way", *columns, left=0)
     for row in rows:
         cells = [
-            f"{_ms(row['authors'][label]['seconds'])} {row['authors'][label]['over']:.1f}x"
+            f"{ms(row['authors'][label]['seconds'])} {row['authors'][label]['over']:.1f}x"
             if label in row["authors"]
             else "-"
             for label in labels
         ]
-        made.add_row(f"{row['share']:.2f}%", _ms(row["seconds"]), *cells)
+        made.add_row(f"{row['share']:.2f}%", ms(row["seconds"]), *cells)
     made.caption = (
         "authors' way: dense convolutions of weight * mask, two forward, two backward passes; "
         "x: its time over Algorithm 1's here"
@@ -186,7 +200,7 @@ def _cut(rows: list[dict[str, Any]], kind: str, title: str) -> Table:
             made.add_row(
                 f"{entry['share']:.2f}%",
                 PASS_NAMES[row["what"]],
-                _ms(row["seconds"][OWN]),
+                ms(row["seconds"][OWN]),
                 *(_against(row, label) for label in labels),
                 f"{row['gmacs']:.0f}",
                 f"{row['of_peak']:.0%}",
@@ -220,7 +234,7 @@ def _step_name(entry: dict[str, Any]) -> str:
 
 def _layers(entry: dict[str, Any], title: str) -> Table:
     columns = ("phase", "layer", "ms", "MMAC", "of peak", "operations")
-    name = f"{title}: {_step_name(entry)}, {_ms(entry['seconds'])}"
+    name = f"{title}: {_step_name(entry)}, {ms(entry['seconds'])}"
     made = new_table(name, *columns, left=2)
     made.columns[-1].justify = "left"
     for cell in entry["cells"]:

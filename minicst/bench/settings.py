@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import shutil
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
 
-from minicst.backend import cpu_backend, get_backend
+from minicst.backend import Backend, cpu_backend, get_backend
+from minicst.backend.cupy_convolution import WORKSPACE_MB
 from minicst.data import Batch
+from minicst.methods.base import on_device
 from minicst.methods.completely_sparse import checked_budget
 from minicst.models import ARCHITECTURES, NETWORKS, build
 from minicst.nn import Network
@@ -21,9 +23,12 @@ from minicst.sparse.expected import keep_rate_for
 SHAPE = (32, 32, 3)
 BUSY = 0.5  # processes that wanted a core, mean of the last minute: more spoils times
 CLASSES = 10
-Section = Literal["dense", "steps", "authors", "cut", "memory", "layers"]
+Section = Literal["dense", "steps", "authors", "cut", "memory", "layers", "launches", "workspace"]
+OF_A_GPU = ("launches", "workspace")
 PeerName = Literal["pytorch-nchw", "pytorch-channels-last", "jax"]
 SHARES = (28.57, 19.33, 10.27, 4.94, 1.70)  # paper, Table 4, "FLOPs(%)"
+# Images a step at which a GPU's launches are timed. With two it has next to nothing to compute.
+LAUNCH_BATCHES = (2, 32, 128, 256, 512)
 
 
 @dataclass(frozen=True)
@@ -48,12 +53,34 @@ class BenchSettings:
     """Shares of the dense MACs, in percent, at which Algorithm 1 runs; those of Table 4."""
     pairs: int = 5
     """Turns that each contestant takes; medians are reported, of ratios too."""
-    only: tuple[Section, ...] = ("dense", "steps", "authors", "cut", "memory")
+    only: tuple[Section, ...] = (
+        "dense",
+        "steps",
+        "authors",
+        "cut",
+        "memory",
+        "launches",
+        "workspace",
+    )
     """What is measured. dense: passes of the dense network; steps: Algorithm 1's whole step;
     authors: beside it the authors' way in PyTorch; cut: a cut network's passes beside PyTorch's on
-    a network of the same widths; memory: peak bytes of a step; layers: see --layers."""
+    a network of the same widths; memory: peak bytes of a step; layers: see --layers. On a GPU only:
+    launches: whether launching kernels or computing takes the time, at several batch sizes;
+    workspace: a step's time by the size of the column workspace."""
     layers: bool = False
     """Also time every layer and operation."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where minicst and PyTorch run."""
+    precision: tuple[Literal["float32", "tf32"], ...] = ("float32",)
+    """Of products on a GPU, minicst's and PyTorch's; with both, everything is timed in both."""
+    workspace_mb: int = WORKSPACE_MB
+    """GPU: most memory for the columns of a convolution."""
+    repeats: int = 10
+    """GPU: passes or steps of a turn, one after the other, after one that wakes it up."""
+    launch_batches: tuple[int, ...] = LAUNCH_BATCHES
+    """GPU: images a step at which launches are timed."""
+    launch_share: float = 4.94
+    """GPU: share of the dense MACs, in percent, at which Algorithm 1 runs there."""
     peers: tuple[PeerName, ...] = ("pytorch-nchw", "pytorch-channels-last", "jax")
     """Other frameworks that take turns with minicst, where they are installed."""
     torch_python: str = sys.executable
@@ -71,8 +98,10 @@ class BenchSettings:
 
     @property
     def sections(self) -> tuple[str, ...]:
-        """What is measured, `layers` included."""
-        return (*self.only, "layers") if self.layers else self.only
+        """What is measured on the device, `layers` included."""
+        on_gpu = self.device == "cuda"
+        chosen = tuple(section for section in self.only if on_gpu or section not in OF_A_GPU)
+        return (*chosen, "layers") if self.layers else chosen
 
 
 @dataclass(frozen=True)
@@ -84,12 +113,16 @@ class Workload:
         options: arguments of models.build.
         batch: synthetic images and labels.
         keep_rates: {share of the MACs in percent: keep rate}.
+        repeats: passes or steps of a turn, one after the other; their mean counts.
+        launch_rate: keep rate at which launches are timed, where they are.
     """
 
     name: str
     options: dict[str, Any]
     batch: Batch
     keep_rates: dict[float, float]
+    repeats: int = 1
+    launch_rate: float = 1.0
 
     def build(self) -> Network:
         """Return a new network, always the same."""
@@ -104,7 +137,11 @@ class Workload:
     @property
     def batch_size(self) -> int:
         """Images a step."""
-        return len(self.batch.labels)
+        return int(self.batch.images.shape[0])
+
+    def on_gpu(self, backend: Backend, repeats: int) -> Workload:
+        """Return it with its images on a GPU, as PyTorch has them, and turns of so many passes."""
+        return replace(self, batch=on_device(self.batch, backend, CLASSES), repeats=repeats)
 
 
 def workloads(settings: BenchSettings) -> list[Workload]:
@@ -129,13 +166,30 @@ def workloads(settings: BenchSettings) -> list[Workload]:
         used = any(peer.startswith(wanted) for peer in settings.peers)
         if used and shutil.which(python) is None:
             raise ValueError(f"{option} {python}: there is no such program")
-    for share in settings.shares:
+    given = [("--shares", share) for share in settings.shares]
+    for option, share in (*given, ("--launch-share", settings.launch_share)):
         if not 0.0 < share <= 100.0:
-            raise ValueError(f"--shares {share:g}: percentages of the MACs in (0, 100] are needed")
-    rng = np.random.default_rng(settings.seed)
-    images = rng.standard_normal((settings.batch_size, *SHAPE), np.float32)
-    batch = Batch(0, images, rng.integers(0, CLASSES, settings.batch_size))
+            raise ValueError(f"{option} {share:g}: percentages of the MACs in (0, 100] are needed")
+    if not settings.precision:
+        raise ValueError("--precision names none: choose float32, tf32 or both")
+    if not settings.sections:
+        raise ValueError(f"--only {' '.join(settings.only)}: nothing of it is of the CPU")
+    if settings.repeats < 1:
+        raise ValueError(f"--repeats {settings.repeats}: at least 1 is needed")
+    if settings.device == "cuda" and min(settings.launch_batches, default=0) < 2:
+        raise ValueError(
+            f"--launch-batches {' '.join(map(str, settings.launch_batches))}: at least one size, "
+            "and, for batch norm, 2 images each, are needed"
+        )
+    batch = random_batch(settings.batch_size, settings.seed)
     return [_workload(settings, name, batch) for name in settings.networks]
+
+
+def random_batch(images: int, seed: int) -> Batch:
+    """Return synthetic images and labels."""
+    rng = np.random.default_rng(seed)
+    values = rng.standard_normal((images, *SHAPE), np.float32)
+    return Batch(0, values, rng.integers(0, CLASSES, images))
 
 
 def _workload(settings: BenchSettings, name: str, batch: Batch) -> Workload:
@@ -151,9 +205,12 @@ def _workload(settings: BenchSettings, name: str, batch: Batch) -> Workload:
     network = build(**options)
     network.shapes(SHAPE)  # refuses images that don't fit
     rates = {share: keep_rate_for(network, SHAPE, share / 100.0) for share in settings.shares}
-    for rate in rates.values():
+    launch_rate = 1.0
+    if set(OF_A_GPU) & set(settings.sections):
+        launch_rate = keep_rate_for(network, SHAPE, settings.launch_share / 100.0)
+    for rate in (*rates.values(), launch_rate):
         checked_budget(network, rate)
-    return Workload(name, options, batch, rates)
+    return Workload(name, options, batch, rates, launch_rate=launch_rate)
 
 
 def paper_width(name: str) -> float:

@@ -4,12 +4,18 @@ Answers each line of standard input, a JSON object, by one line of JSON. First i
 {"ready": "PyTorch ..."}. Then
 
     {"do": "build", "name": ..., "spec": Network.spec(), "images": [n, h, w, c]}   {}
-    {"do": "time", "name": ..., "what": one of PASSES}                            {"seconds": ...}
+    {"do": "time", "name": ..., "what": one of PASSES, "repeats": ...}            {"seconds": ...}
     {"do": "compute", "name": ..., "arrays": ..., "images": ..., "labels": ...}   loss and gradients
+    {"do": "peak", "name": ..., "what": one of PASSES}                            {"bytes": ...}
     {"do": "drop", "name": ...}                                                   {}
 
 A request that fails is answered {"error": one line}. "masked_step" is the authors' way: dense
 convolutions of weight * mask, two forward and two backward passes.
+
+On "device": "cuda" cuDNN searches for the fastest convolution of every shape when it first meets
+it (torch.backends.cudnn.benchmark), as whoever wants speed has it do, unless a "build" says
+"search": false. "precision": "tf32" lets products and convolutions round to it, "float32" neither.
+Images and labels lie on the device, as minicst's do.
 """
 
 from __future__ import annotations
@@ -224,11 +230,18 @@ class Contestant:
     Args:
         request: of "build".
         channels_last: memory format.
+        device: "cpu" or "cuda".
     """
 
-    def __init__(self, request: dict[str, Any], channels_last: bool) -> None:
-        keep_prob = request.get("keep_prob")
+    def __init__(self, request: dict[str, Any], channels_last: bool, device: str = "cpu") -> None:
+        self.device, self.search = device, request.get("search", True)
         self.format = torch.channels_last if channels_last else torch.contiguous_format
+        # Only here: as a default for good, the device would cost every later call a little.
+        with torch.device(device):
+            self._make(request)
+
+    def _make(self, request: dict[str, Any]) -> None:
+        keep_prob = request.get("keep_prob")
         self.net = Net(request["spec"], masked=keep_prob is not None).train()
         self.net = self.net.to(memory_format=self.format)
         n, h, w, c = request["images"]
@@ -292,16 +305,44 @@ class Contestant:
                     low, high = (middle, high) if too_many else (low, middle)
             s.sub_(high if low > 0.0 else 0.0).clamp_(0, 1)
 
+    def seconds(self, what: str, repeats: int) -> float:
+        """Seconds of a pass, mean over so many in a row, after one that wakes the GPU up."""
+        run = getattr(self, what)
+        torch.backends.cudnn.benchmark = self.search
+        if repeats > 1:
+            run()
+        wait(self.device)
+        start = time.perf_counter()
+        for _ in range(repeats):
+            run()
+        wait(self.device)
+        return (time.perf_counter() - start) / repeats
+
+    def peak(self, what: str) -> int | None:
+        """Most bytes that tensors held at one time in a pass, above those before; None on a CPU."""
+        if self.device == "cpu":
+            return None
+        run = getattr(self, what)
+        torch.backends.cudnn.benchmark = self.search
+        run()  # the first finds its convolutions, by tries that take memory
+        self.net.zero_grad(set_to_none=True)
+        wait(self.device)
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        wait(self.device)
+        return int(torch.cuda.max_memory_allocated() - before)
+
     def compute(self, request: dict[str, Any]) -> dict[str, Any]:
         """Load given arrays; return logits, loss, gradients and running statistics."""
         named = self.net.named()
         with torch.no_grad():
             for name, packed in request["arrays"].items():
-                value = _unpacked(packed)
+                value = _unpacked(packed).to(self.device)
                 named[name].copy_(value.permute(0, 3, 1, 2) if value.ndim == 4 else value)
-        images = _unpacked(request["images"]).permute(0, 3, 1, 2)
+        images = _unpacked(request["images"]).to(self.device).permute(0, 3, 1, 2)
         self.x = images.contiguous(memory_format=self.format)
-        self.labels = _unpacked(request["labels"]).long()
+        self.labels = _unpacked(request["labels"]).to(self.device).long()
         self.net.zero_grad(set_to_none=True)
         logits = self.net(self.x)
         loss = F.cross_entropy(logits, self.labels)
@@ -321,7 +362,7 @@ class Contestant:
 
 
 def _fused_or_not(kind: Any, parameters: list[Tensor], options: dict[str, Any]) -> Any:
-    """Return the optimizer's fused form, the fastest, where this PyTorch has it for the CPU."""
+    """Return the optimizer's fused form, the fastest, where this PyTorch has it."""
     try:
         return kind(parameters, fused=True, **options)
     except (RuntimeError, TypeError):
@@ -336,7 +377,7 @@ def _unpacked(packed: dict[str, Any]) -> Tensor:
 
 def _packed(tensor: Tensor) -> dict[str, Any]:
     """float32, channels last."""
-    tensor = tensor.detach().float()
+    tensor = tensor.detach().float().cpu()
     tensor = (tensor.permute(0, 2, 3, 1) if tensor.ndim == 4 else tensor).contiguous()
     data = bytes(tensor.view(-1).view(torch.uint8).tolist())
     return {
@@ -346,35 +387,56 @@ def _packed(tensor: Tensor) -> dict[str, Any]:
     }
 
 
-def answer(request: dict[str, Any], built: dict[str, Contestant], channels_last: bool) -> Any:
+def wait(device: str) -> None:
+    """Wait until everything asked for has been computed."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def answer(request: dict[str, Any], built: dict[str, Contestant], options: dict[str, Any]) -> Any:
     """Do what a request asks."""
     do, name = request["do"], request["name"]
+    device = options.get("device", "cpu")
     if do == "build":
-        built[name] = Contestant(request, channels_last)
+        built[name] = Contestant(request, options["channels_last"], device)
     elif do == "drop":
         built.pop(name, None)
+        if device == "cuda":
+            torch.cuda.empty_cache()  # minicst runs on the same GPU
     elif do == "compute":
         return built[name].compute(request)
     elif do == "time" and request["what"] in PASSES:
-        run = getattr(built[name], request["what"])
-        start = time.perf_counter()
-        run()
-        return {"seconds": time.perf_counter() - start}
+        return {"seconds": built[name].seconds(request["what"], request.get("repeats", 1))}
+    elif do == "peak" and request["what"] in PASSES:
+        return {"bytes": built[name].peak(request["what"])}
     else:
         raise ValueError(f"unknown request {do} {request.get('what', '')}")
     return {}
 
 
+def set_up(options: dict[str, Any]) -> str:
+    """Set threads, seed and precision; return what this PyTorch is."""
+    torch.set_num_threads(options["threads"])
+    torch.manual_seed(0)
+    tf32 = options.get("precision", "float32") == "tf32"
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+    name = f"PyTorch {torch.__version__}"
+    if options.get("device", "cpu") == "cpu":
+        return name
+    if not torch.cuda.is_available():
+        sys.exit(f"{name} sees no GPU")
+    return f"{name} with cuDNN {torch.backends.cudnn.version()}"
+
+
 def main() -> None:
     """Answer requests until standard input ends."""
     options = json.loads(sys.argv[1])
-    torch.set_num_threads(options["threads"])
-    torch.manual_seed(0)
+    version = set_up(options)
     built: dict[str, Contestant] = {}
-    print(json.dumps({"ready": f"PyTorch {torch.__version__}"}), flush=True)
+    print(json.dumps({"ready": version}), flush=True)
     for line in sys.stdin:
         try:
-            reply = answer(json.loads(line), built, options["channels_last"])
+            reply = answer(json.loads(line), built, options)
         except Exception as error:
             reply = {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"}
         print(json.dumps(reply), flush=True)

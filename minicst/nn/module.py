@@ -68,10 +68,10 @@ class Module:
         if unknown := sorted(state.keys() - own.keys()):
             raise ValueError(f"state has {unknown[0]}, which this network doesn't have")
         for name, array in own.items():
-            if np.shape(state[name]) != array.shape:
-                raise ValueError(
-                    f"{name} has shape {array.shape} here and {np.shape(state[name])} in the state"
-                )
+            given = state[name]
+            shape = tuple(given.shape) if hasattr(given, "shape") else np.shape(given)
+            if shape != array.shape:
+                raise ValueError(f"{name} has shape {array.shape} here and {shape} in the state")
         asarray = self.backend.asarray
         for name, array in own.items():  # only now: a state that doesn't fit changes nothing
             array[...] = asarray(state[name])

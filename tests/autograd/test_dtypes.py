@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from arrays import host, to_device
 
 import minicst.functional as F
 from minicst.autograd import Function, Parameter, Tensor
@@ -23,7 +24,7 @@ def network(rng, dtype):
         "depthwise": parameter(4, 3, 3, 1),
         "linear": parameter(5, 6),
     }
-    buffers = [np.zeros(4, dtype), np.ones(4, dtype)]
+    buffers = [to_device(np.zeros(4, dtype)), to_device(np.ones(4, dtype))]
     p = parameters
 
     def forward(x, training):
@@ -101,7 +102,7 @@ def test_a_float32_penalty_may_be_added_to_the_loss(rng):
     assert loss.dtype == np.float64
     loss.backward()
     assert weight.grad.dtype == np.float32
-    assert np.allclose(weight.grad, without + weight.data, rtol=1e-6, atol=1e-6)
+    assert np.allclose(host(weight.grad), host(without) + host(weight), rtol=1e-6, atol=1e-6)
 
 
 def test_integers_become_float32_and_floats_stay():

@@ -182,21 +182,22 @@ def test_bias_is_added_to_every_pixel(backend, rng):
     assert_close(backend.conv2d(x, weight, bias, 1, 1), want, np.float64)
 
 
-def test_several_chunks_and_partial_sums(device, backend, rng, monkeypatch):
+@pytest.mark.parametrize("c_out", [8, 24])  # both ways to a GPU's input gradient
+def test_several_chunks_and_partial_sums(device, backend, rng, monkeypatch, c_out):
     # 590 kB of columns an image: chunks of 3 in the forward pass, 3 products per partial sum
     if device != "cpu":  # which has a workspace for all of them
         monkeypatch.setattr(get_backend(), "workspace_bytes", 2 << 20)
     x = rng.normal(size=(32, 32, 32, 16)).astype(np.float32)
-    weight = rng.normal(size=(8, 3, 3, 16)).astype(np.float32)
-    g = rng.normal(size=(32, 32, 32, 8)).astype(np.float32)
+    weight = rng.normal(size=(c_out, 3, 3, 16)).astype(np.float32)
+    g = rng.normal(size=(32, 32, 32, c_out)).astype(np.float32)
     col = backend.im2col(x.astype(np.float64), 3, 3, 1, 1)
-    out = col @ weight.reshape(8, -1).T.astype(np.float64)
+    out = col @ weight.reshape(c_out, -1).T.astype(np.float64)
     got = backend.conv2d(x, weight, None, 1, 1)
-    assert np.abs(got.reshape(-1, 8) - out).max() < 1e-5 * np.abs(out).max()
-    grad_w = g.reshape(-1, 8).T.astype(np.float64) @ col
+    assert np.abs(got.reshape(-1, c_out) - out).max() < 1e-5 * np.abs(out).max()
+    grad_w = g.reshape(-1, c_out).T.astype(np.float64) @ col
     got = backend.conv2d_grad_weight(x, g, weight.shape, 1, 1)
-    assert np.abs(got.reshape(8, -1) - grad_w).max() < 1e-5 * np.abs(grad_w).max()
-    grad_col = g.reshape(-1, 8).astype(np.float64) @ weight.reshape(8, -1)
+    assert np.abs(got.reshape(c_out, -1) - grad_w).max() < 1e-5 * np.abs(grad_w).max()
+    grad_col = g.reshape(-1, c_out).astype(np.float64) @ weight.reshape(c_out, -1)
     grad_x = backend.col2im(grad_col, x.shape, 3, 3, 1, 1)
     got = backend.conv2d_grad_input(g, weight, x.shape, 1, 1)
     assert np.abs(got - grad_x).max() < 1e-5 * np.abs(grad_x).max()

@@ -33,7 +33,7 @@ RETURNS = {
     "cuda.Stream().record": "cuda.Event",
 }
 # Keywords that go through **kwargs, from the functions' own text.
-THROUGH_KWARGS = {"pad": {"constant_values"}, "einsum": {"out", "dtype", "casting", "optimize"}}
+THROUGH_KWARGS = {"pad": {"constant_values"}, "einsum": {"dtype", "optimize"}}
 # Methods of arrays that other objects have too.
 SHARED_METHODS = {"copy", "sort", "index", "format", "partition", "view", "set", "get"}
 
@@ -63,11 +63,13 @@ class Use:
 class Reader(ast.NodeVisitor):
     """Collects the uses in one file.
 
-    It follows `core = self.xp._core` and `self.stream = xp.cuda.Stream()`.
+    It follows `core = self.xp._core`, `self.stream = xp.cuda.Stream()`, and methods without
+    arguments that return such a thing.
     """
 
     def __init__(self, file):
         self.file, self.uses, self.methods = file, [], []
+        self.function = ""
         self.aliases = {}  # source of a name or attribute -> what it stands for
 
     def meaning(self, node):
@@ -95,6 +97,7 @@ class Reader(ast.NodeVisitor):
         if call is not None:
             keywords = tuple(k.arg for k in call.keywords if k.arg)
             starred = any(isinstance(a, ast.Starred) for a in call.args)
+            starred = starred or any(k.arg is None for k in call.keywords)
             n_positional = None if starred else len(call.args)
         place = f"{self.file}:{node.lineno}"
         self.uses.append(Use(root, name, keywords, n_positional, place))
@@ -114,21 +117,26 @@ class Reader(ast.NodeVisitor):
             self.bind(node.target, node.value)
 
     def bind(self, target, value):
-        if isinstance(target, (ast.Name, ast.Attribute)):
+        if isinstance(target, (ast.Name, ast.Attribute, ast.Call)):
             self.aliases.pop(ast.unparse(target), None)
             meaning = self.meaning(value)
             # Arrays are called x in one place and y in the next: not followed.
             if meaning is not None and re.search(r"\.cuda\b|\._core\b|_pool\(\)", meaning):
                 self.aliases[ast.unparse(target)] = meaning
 
+    def visit_Return(self, node):
+        self.generic_visit(node)
+        if node.value is not None and self.function:
+            self.bind(ast.parse(f"self.{self.function}()", mode="eval").body, node.value)
+
     def visit_FunctionDef(self, node):
-        outer = dict(self.aliases)
+        outer, self.function = dict(self.aliases), node.name
         self.generic_visit(node)
         kept = {name: what for name, what in self.aliases.items() if name.startswith("self.")}
         self.aliases = outer | kept
 
     def visit_Call(self, node):
-        if self.is_array_method(node.func):
+        if self.is_array_method(node):
             keywords = tuple(k.arg for k in node.keywords if k.arg)
             self.methods.append((node.func.attr, keywords, f"{self.file}:{node.lineno}"))
         self.note(node.func, node)
@@ -138,11 +146,14 @@ class Reader(ast.NodeVisitor):
             else:
                 self.visit(child)
 
-    def is_array_method(self, function):
+    def is_array_method(self, call):
         """Whether a call looks like one of a method that arrays have and few others."""
+        function = call.func
         if not isinstance(function, ast.Attribute) or self.meaning(function) is not None:
             return False
         name, of_numpy = function.attr, ast.unparse(function.value) == "np"
+        if name in ("get", "set"):
+            return bool(call.keywords)  # those of other objects take none
         known = callable(getattr(np.ndarray, name, None)) and name not in SHARED_METHODS
         return known and not of_numpy and not name.startswith("_")
 
@@ -237,6 +248,9 @@ def takes(function, keywords, n_positional=None, name=""):
     any_number = any(p.kind == kinds.VAR_POSITIONAL for p in parameters)
     if n_positional is not None and not any_number and n_positional > len(places):
         return f"takes {len(places)} arguments, not {n_positional}"
+    needed = [p.name for p in places if p.default is kinds.empty and p.name not in keywords]
+    if n_positional is not None and n_positional < len(needed):
+        return f"needs {', '.join(needed)}"
     return None
 
 
@@ -296,7 +310,12 @@ class Backend:
         z = self.backend.xp.add(x, y, out=y)
         self.stream.wait_event(z, key=1)
         self.pool.used_bytes()
+        self.copies().record(2, 3)
+        self.stream.wait_event()
+        x.set(y, stream=1)
         return xp.sum(x, axis=0, initial=1), x.argmax(1, keepdims=True), xp.nothing, xp.cos(*x)
+    def copies(self):
+        return self.stream
 """
 
 
@@ -311,7 +330,8 @@ def test_reader_finds_names_keywords_and_what_stands_for_them():
     assert ("cupy", "get_default_memory_pool().used_bytes", (), 0) in found
     assert ("xp", "cos", (), None) in found
     assert not any(u.name.endswith("core.thing") for u in uses)
-    assert methods == [("argmax", ("keepdims",), "file.py:14")]
+    assert ("xp", "cuda.Stream().record", (), 2) in found
+    assert methods == [("set", ("stream",), "file.py:16"), ("argmax", ("keepdims",), "file.py:17")]
 
 
 def test_a_bad_name_and_a_bad_keyword_are_found():
@@ -319,6 +339,8 @@ def test_a_bad_name_and_a_bad_keyword_are_found():
     found, unknown = problems(uses, lambda use: [strict_cupy])
     assert [line.split(": ", 1)[1] for line in found] == [
         "strict_cupy.cuda.Stream().wait_event: no keyword key",
+        "strict_cupy.cuda.Stream().record: takes 1 arguments, not 2",
+        "strict_cupy.cuda.Stream().wait_event: needs event",
         "strict_cupy.sum: no keyword initial",
         "strict_cupy.nothing: no such name",
         "strict_cupy.cos: no such name",
@@ -564,6 +586,8 @@ VIEWS = {
     "bytes": lambda a, xp: a.view(xp.uint8),
     "wider": lambda a, xp: a.view(xp.float64),
     "in C order": lambda a, xp: xp.ascontiguousarray(a),
+    "same type and order": lambda a, xp: a.astype(xp.float32, order="C", copy=False),
+    "same type in Fortran order": lambda a, xp: a.T.astype(xp.float32, order="F", copy=False),
     "same type": lambda a, xp: a.astype(xp.float32, copy=False),
 }
 REFUSALS = {
@@ -624,8 +648,7 @@ def test_refusals_are_cupys(cupy, pair, name):
 
 
 def test_the_pool_rounds_as_cupys(cupy):
-    pool, kept = strict_cupy.get_default_memory_pool(), []
     for n_bytes in (1, 511, 512, 513, 4000):
-        before = pool.used_bytes()
-        kept.append(strict_cupy.empty(n_bytes, np.uint8))
-        assert pool.used_bytes() - before == cupy.cuda.memory._round_size(n_bytes)
+        pool = strict_cupy.cuda.MemoryPool()
+        pool._take(n_bytes)
+        assert pool.used_bytes() == cupy.cuda.memory._round_size(n_bytes)

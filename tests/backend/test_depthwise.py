@@ -4,10 +4,9 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from arrays import at_the_edge
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from arrays import at_the_edge
 
 from minicst.autograd.conv import conv2d_loop
 from minicst.backend import depthwise as depthwise_module
@@ -92,7 +91,9 @@ def test_all_three_passes_are_the_loops(of, dtype, geometry, band_bytes):
 def test_gradients_are_the_transposes(geometry):
     _, _, stride, padding = geometry
     x, weight, g = numbers(*geometry)
-    out, grad_weight, grad_x = three_passes(at_the_edge(get_backend()), x, weight, g, stride, padding)
+    out, grad_weight, grad_x = three_passes(
+        at_the_edge(get_backend()), x, weight, g, stride, padding
+    )
     along = np.vdot(out, g)
     assert np.vdot(x, grad_x) == pytest.approx(along, rel=1e-10, abs=1e-10)
     assert np.vdot(weight, grad_weight) == pytest.approx(along, rel=1e-10, abs=1e-10)

@@ -440,9 +440,9 @@ def test_bn_track(launch, rng, real, c, live):
     want = [array.copy() for array in running]
     mask = (rng.random(c) < 0.5).astype(real) if live else None
     n = 37
-    for _ in range(2):
-        launch("bn_track", c, *running, *batch, mask, c, 0.1, n / (n - 1))
-        PLAIN.batch_norm_track(tuple(want), tuple(batch), mask, 0.1, n / (n - 1))
+    for momentum in (0.1, 0.058, 0.187):  # the last two: 1 - momentum, taken in float32, differs
+        launch("bn_track", c, *running, *batch, mask, c, momentum, n / (n - 1))
+        PLAIN.batch_norm_track(tuple(want), tuple(batch), mask, momentum, n / (n - 1))
     for got, wanted in zip(running, want, strict=True):
         assert same(got, wanted)
 

@@ -5,7 +5,8 @@ import pytest
 
 EPS32 = np.finfo(np.float32).eps
 SHAPES = [(1, 1), (5, 3), (7, 5, 3, 1), (4, 6, 5, 24), (3, 1500), (40, 16, 16, 64), (2, 3, 3, 1025)]
-SHAPES += [(5, 13, 11, 7)]  # 715 rows: a GPU's parts of a sum differ in length
+# A GPU's parts of a sum: 22 of different length; 6, of more channels than a block has threads.
+SHAPES += [(5, 13, 11, 7), (8, 5, 5, 300)]
 
 
 def per_channel(x):

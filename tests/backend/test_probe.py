@@ -197,9 +197,11 @@ def test_the_answer_is_kept(monkeypatch):
 
 def test_cupy_is_imported_by_nobody_but_the_probe(tmp_path):
     """With a cupy that can't be imported: all of minicst is, and `info` says it."""
-    (tmp_path / "cupy.py").write_text("raise SystemError('cupy was imported')\n")
+    asked = tmp_path / "asked"  # by whom ever, and whatever they make of the error
+    stub = f"open({str(asked)!r}, 'a').close()\nraise SystemError('cupy was imported')\n"
+    (tmp_path / "cupy.py").write_text(stub)
     code = f"""
-import importlib, pkgutil, sys
+import importlib, pathlib, pkgutil, sys
 sys.path.insert(0, {str(tmp_path)!r})
 import minicst
 for module in pkgutil.walk_packages(minicst.__path__, "minicst."):
@@ -209,12 +211,13 @@ from minicst.backend import get_backend
 get_backend("cpu"), get_backend()
 from minicst.cli import main
 main(["macs", "vgg-tiny", "--json"])
-assert "cupy" not in sys.modules
+assert not pathlib.Path({str(asked)!r}).exists()
 main(["info"])
 """
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
+    assert asked.exists()
     shown = " ".join(done.stdout.split())
     assert "CuPy is installed and can't be imported (SystemError: cupy was imported)" in shown

@@ -1,5 +1,6 @@
 """The stand-in for cupy refuses what CuPy refuses, counts what costs, and finds missing waits."""
 
+import gc
 import importlib
 import sys
 
@@ -36,6 +37,15 @@ def xp():
 def a(xp):
     """(2, 3) float32 numbers 0 ... 5."""
     return xp.asarray(np.arange(6, dtype=np.float32).reshape(2, 3))
+
+
+@pytest.fixture
+def pool(xp):
+    """The pool, which no array of an earlier test leaves meanwhile."""
+    gc.collect()
+    gc.disable()
+    yield xp.get_default_memory_pool()
+    gc.enable()
 
 
 def pinned(numbers):
@@ -428,6 +438,12 @@ def test_views_share_memory_and_copies_do_not(xp, a):
     assert xp.shares_memory(a.view(xp.int32), a)
     assert xp.ascontiguousarray(a) is a
     assert a.astype(xp.float32, copy=False) is a
+    assert xp.asarray(a, order="C") is xp.array(a, copy=False) is a
+    assert xp.asarray(a.T).base is a
+    assert xp.asarray(a, order="F").flags.f_contiguous
+    for copy in (xp.asarray(a.T, order="C"), xp.array(a), xp.asarray(a, dtype=xp.float64)):
+        assert not xp.shares_memory(copy, a)
+        assert copy.flags.c_contiguous
     for copy in (a.copy(), a.astype(xp.float32), a.T.reshape(6), xp.ascontiguousarray(a.T), a + 0):
         assert not xp.shares_memory(copy, a)
         assert copy.base is None
@@ -460,8 +476,7 @@ def test_a_broadcast_view_cannot_be_written(xp, a):
         wide += 1
 
 
-def test_memory_is_counted_while_an_array_or_a_view_lives(xp):
-    pool = xp.get_default_memory_pool()
+def test_memory_is_counted_while_an_array_or_a_view_lives(xp, pool):
     before = pool.used_bytes()
     array = xp.zeros(1000, xp.float32)
     assert pool.used_bytes() - before == 4096  # 4000, rounded up to 512
@@ -475,8 +490,7 @@ def test_memory_is_counted_while_an_array_or_a_view_lives(xp):
     assert pool.total_bytes() == before
 
 
-def test_too_much_memory_raises(xp):
-    pool = xp.get_default_memory_pool()
+def test_too_much_memory_raises(xp, pool):
     xp.rules.memory_limit = pool.used_bytes() + 8192
     kept = xp.zeros(1024, xp.float32)
     with pytest.raises(xp.cuda.memory.OutOfMemoryError, match="Out of memory") as error:
@@ -904,8 +918,8 @@ def test_reset_forgets_streams(xp, copy_stream):
     assert xp.counts.launches == 1
 
 
-def test_memory_comes_from_the_allocator_in_use(xp):
-    pool, sizes = xp.get_default_memory_pool(), []
+def test_memory_comes_from_the_allocator_in_use(xp, pool):
+    sizes = []
 
     def allocate(size):
         sizes.append(size)
@@ -934,3 +948,44 @@ def test_a_stream_from_before_a_reset_works_on(xp, copy_stream):
     a.set(pinned(zeros()), stream=copy_stream)
     xp.cuda.Device().synchronize()
     np.testing.assert_array_equal(a.get(), zeros())
+
+
+def test_memory_that_another_stream_may_still_use_is_not_given_out_again(xp, copy_stream):
+    a = xp.zeros(4, xp.float32)
+    copy_stream.wait_event(xp.cuda.Stream.null.record())
+    a.set(pinned(zeros()), stream=copy_stream)
+    del a  # the copy may still be under way, and the next array gets its memory
+    with pytest.raises(strict_cupy.RaceError, match="may still use"):
+        xp.empty(4, xp.float32)
+    b = xp.zeros(4, xp.float32)
+    copy_stream.wait_event(xp.cuda.Stream.null.record())
+    b.set(pinned(zeros()), stream=copy_stream)
+    event = copy_stream.record()
+    del b
+    xp.cuda.get_current_stream().wait_event(event)
+    xp.empty(4, xp.float32)
+
+
+def test_memory_goes_back_to_the_stream_on_which_it_was_taken(xp, copy_stream):
+    with copy_stream:
+        a = xp.empty(4, xp.float32)
+        a.set(pinned(zeros()))
+    xp.cuda.Stream.null.wait_event(copy_stream.record())
+    a.sum()
+    del a
+    xp.empty(4, xp.float32)  # of other memory
+    with pytest.raises(strict_cupy.RaceError, match="may still use"), copy_stream:
+        xp.empty(4, xp.float32)
+    xp.cuda.Device().synchronize()
+    with copy_stream:
+        xp.empty(4, xp.float32)
+
+
+def test_plain_streams_need_no_event_for_memory(xp):
+    stream = xp.cuda.Stream()
+    with stream:
+        a = xp.zeros(4, xp.float32)
+    a.sum()
+    del a
+    with stream:
+        xp.zeros(4, xp.float32)

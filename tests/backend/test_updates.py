@@ -103,6 +103,20 @@ def test_relu_and_its_gradient(backend, rng):
     assert np.array_equal(backend.relu_backward(g_view, view), want)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("name", "layout"), [("c", np.ascontiguousarray), *layouts()])
+def test_take_and_place_channels(backend, rng, name, layout, dtype):
+    x = layout(rng.normal(size=(2, 3, 4, 6)).astype(dtype))
+    index = np.array([4, 0, 5])
+    taken = backend.take_channels(x, index)
+    assert np.array_equal(taken, x[..., index])
+    want = np.zeros((2, 3, 4, 8), dtype)
+    want[..., np.array([7, 0, 3, 1, 2, 5])] = x
+    placed = backend.place_channels(x, np.array([7, 0, 3, 1, 2, 5]), 8)
+    assert np.array_equal(placed, want)
+    assert taken.dtype == placed.dtype == dtype
+
+
 @pytest.mark.parametrize("columns", [None, [0, 2, 3]], ids=["all columns", "some"])
 @pytest.mark.parametrize("rows", [None, [1, 2, 5]], ids=["all rows", "some"])
 @pytest.mark.parametrize("shape", [(6, 4), (6, 2, 3, 4), (6,)], ids=str)

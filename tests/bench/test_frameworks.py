@@ -161,3 +161,91 @@ def test_the_authors_way_masks_filters_twice_and_projects(torch_python):
     command = [torch_python, "-c", AUTHORS_WAY, str(FOLDER), json.dumps(build("vgg-tiny").spec())]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+ON_A_GPU = """
+import json, sys, time, torch
+sys.path.insert(0, sys.argv[1])
+import torch_peer
+from torch_peer import Contestant, answer, set_up
+spec = json.loads(sys.argv[2])
+request = {"do": "build", "name": "x", "spec": spec, "images": [4, 32, 32, 3], "search": False}
+
+# The device "meta" refuses tensors of the CPU, so all are made where they shall be.
+for keep_prob in (None, 0.5) if len(sys.argv) == 3 else (None,):
+    c = Contestant({**request, "keep_prob": keep_prob}, True, "meta")
+    assert {t.device.type for t in c.net.named().values()} == {"meta"}
+    assert c.x.device.type == c.labels.device.type == "meta"
+    c.forward_backward()
+    if keep_prob is not None:
+        assert c.keep_prob.device.type == c.masked[0].mask.device.type == "meta"
+
+# The rest as on a GPU, with CUDA's functions in place of which others take notes.
+now, held, notes, late = 0.0, [7, 7], [], 0.0
+time.perf_counter = lambda: now
+def synchronize():
+    global now
+    now += 5.0
+    notes.append("wait")
+def reset():
+    held[1] = held[0]
+    notes.append("reset")
+torch.cuda.synchronize = synchronize
+torch.cuda.reset_peak_memory_stats = reset
+torch.cuda.memory_allocated = lambda: held[0]
+torch.cuda.max_memory_allocated = lambda: held[1]
+torch.cuda.empty_cache = lambda: notes.append("empty")
+options = {"threads": 1, "channels_last": False, "device": "cpu", "precision": "tf32"}
+set_up(options)
+assert torch.backends.cuda.matmul.allow_tf32 and torch.backends.cudnn.allow_tf32
+set_up({**options, "precision": "float32"})
+assert not torch.backends.cuda.matmul.allow_tf32 and not torch.backends.cudnn.allow_tf32
+built = {}
+answer(request, built, options)
+c = built["x"]
+assert answer({"do": "peak", "name": "x", "what": "step"}, built, options) == {"bytes": None}
+c.device = "cuda"
+def step():
+    global now
+    now += 2.0
+    notes.append("step")
+    held[1] = max(held[1], held[0] + 30)
+c.step = step
+torch.backends.cudnn.benchmark = True
+asked = {"do": "time", "name": "x", "what": "step", "repeats": 4}
+assert answer(asked, built, options) == {"seconds": (4 * 2.0 + 5.0) / 4}
+assert not torch.backends.cudnn.benchmark
+assert notes == ["step", "wait", "step", "step", "step", "step", "wait"], notes
+notes.clear()
+c.search = True
+assert answer({"do": "time", "name": "x", "what": "step"}, built, options) == {"seconds": 7.0}
+assert torch.backends.cudnn.benchmark
+assert notes == ["wait", "step", "wait"]
+notes.clear()
+held[:] = [7, 1000]
+assert answer({"do": "peak", "name": "x", "what": "step"}, built, options) == {"bytes": 30}
+assert notes == ["step", "wait", "reset", "step", "wait"], notes
+notes.clear()
+answer({"do": "drop", "name": "x"}, built, {**options, "device": "cuda"})
+assert notes == ["empty"] and not built
+if not torch.cuda.is_available():
+    try:
+        set_up({**options, "device": "cuda"})
+    except SystemExit as stop:
+        assert str(stop).endswith("sees no GPU")
+    else:
+        raise AssertionError("it started without a GPU")
+"""
+
+
+@pytest.mark.parametrize("case", ["chain", "cut, unions and option A"])
+def test_what_pytorch_does_on_a_gpu(case, torch_python):
+    import json
+
+    name, options = CASES[case]
+    spec = json.dumps(network_of(name, options).spec())
+    command = [torch_python, "-c", ON_A_GPU, str(FOLDER), spec]
+    # What a cut network's masked form is, nobody asks.
+    command += [] if case == "chain" else ["without masks"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

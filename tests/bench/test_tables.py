@@ -100,3 +100,103 @@ def test_errors_are_one_line(arguments, message, figure, tmp_path, capsys):
         figure("bench_tables").script(None, "table4", module.extract, module.draw, arguments)
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def gpu_bench(over, faster):
+    """Numbers of a run; over: of both memory formats, faster: PyTorch's dense over Algorithm 1."""
+    labels = ("pytorch-nchw", "pytorch-channels-last")
+    step = {
+        "what": "step",
+        "seconds": {"minicst": 0.0312, **dict.fromkeys(labels, 0.02)},
+        "over": dict(zip(labels, over, strict=True)),
+        "of_peak": 0.41,
+    }
+    row = {
+        "share": 4.94,
+        "seconds": 0.0045,
+        "saving": 6.9,
+        "saving_macs": 14.8,
+        "saving_paper": 4.5,
+        "structure_share": 0.08,
+        "authors": {},
+        "torch_dense": {
+            label: {"seconds": 0.02, "over": x} for label, x in zip(labels, faster, strict=True)
+        },
+    }
+    launch = {
+        "batch_size": 32,
+        "share": None,
+        "seconds": 0.010,
+        "host": 0.0096,
+        "waited": 0.0004,
+        "host_share": 0.96,
+        "bound": "launches",
+        "launches": 412.0,
+        "reads": 1.0,
+    }
+    return {
+        "settings": {"pairs": 5, "repeats": 10},
+        "device": {"name": "Some Card", "cupy": "14.2.0", "runtime": "13.0", "driver": "13.1"},
+        "peers": {"PyTorch": "PyTorch 2.13.0", "JAX": None},
+        "left_out": ["JAX's peer is left out"],
+        "peak": {"float32": {"gmacs": 25000.0, "copied_gb": 2900.0}},
+        "workloads": [
+            {
+                "network": "vgg19",
+                "label": "vgg19",
+                "batch_size": 256,
+                "precision": "float32",
+                "dense": [step],
+                "steps": {"dense": {"seconds": 0.0312}, "rows": [row]},
+                "memory": [
+                    {"share": None, "peak": 2_500_000_000, "torch": {"pytorch-nchw": 10**9}},
+                    {"share": 4.94, "peak": 400_000_000},
+                ],
+                "launches": [launch],
+                "workspace": [{"workspace_mb": 64, "dense": 0.03, "sparse": 0.004}],
+            }
+        ],
+    }
+
+
+@pytest.mark.parametrize(
+    ("over", "faster", "said"),
+    [
+        ((1.2, 1.99), (9.0, 4.6), ("1.99 times PyTorch's (goal: at most 2): reached.", True)),
+        ((2.01, 1.2), (4.5, 9.0), ("2.01 times PyTorch's (goal: at most 2): not reached.", False)),
+    ],
+)
+def test_gpu_tables_say_the_goals_beside_pytorchs_faster_format(
+    over, faster, said, figure, tmp_path
+):
+    path = tmp_path / "gpu.json"
+    path.write_text(json.dumps(gpu_bench(over, faster)))
+    text = figure("gpu_tables").gpu(path)
+    first, second = (line for line in text.splitlines() if line.startswith("- "))
+    assert first.endswith(said[0])
+    reached = "reached" if said[1] else "not reached"
+    assert f"4.94 % of the MACs is {min(faster):.2f} times as fast" in second
+    assert second.endswith(f"more than the paper's 4.50): {reached}.")
+    assert text.startswith("Some Card, CuPy 14.2.0, CUDA 13.0, PyTorch 2.13.0; medians of 5 turns")
+    assert "25000 GMAC/s in float32" in text
+    for cell in ("| 32 | dense | 10.00 ms | 9.60 ms (96%) | 0.40 ms | 412 | launches |", "2500 MB"):
+        assert cell in text
+    tables = [block for block in text.split("\n\n") if block.startswith("|")]
+    assert len(tables) == 4
+    for table in tables:
+        assert len({line.count("|") for line in table.splitlines()}) == 1
+
+
+def test_goals_are_of_their_network_batch_and_precision(figure):
+    module = figure("gpu_tables")
+    (workload,) = gpu_bench((1.0, 1.0), (9.0, 9.0))["workloads"]
+    assert len(module.goal_lines(workload)) == 2
+    assert len(module.goal_lines(workload | {"precision": "tf32"})) == 1
+    assert module.goal_lines(workload | {"batch_size": 128}) == []
+    assert module.goal_lines(workload | {"network": "resnet20"}) == []
+
+
+def test_without_a_measured_file_nothing_is_claimed(figure, tmp_path):
+    text = figure("gpu_tables").gpu(tmp_path / "gpu.json")
+    assert "No time has been measured on a GPU" in text
+    assert "emulation and compile checks only" in text

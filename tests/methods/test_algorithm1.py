@@ -8,8 +8,10 @@ import math
 
 import numpy as np
 import pytest
+from arrays import host, to_device
 
 import minicst.functional as F
+from minicst.backend import cpu_backend
 from minicst.data import Batch
 from minicst.methods.base import Hyper, Plan
 from minicst.methods.completely_sparse import CompletelySparse
@@ -31,8 +33,8 @@ def network_of(
     rng = np.random.default_rng(0)
     for unit in network.units().values():
         if unit.norm is not None:
-            unit.norm.gamma.data[...] = rng.uniform(0.5, 1.5, unit.norm.gamma.shape)
-            unit.norm.beta.data[...] = rng.normal(0.2, 0.5, unit.norm.beta.shape)
+            unit.norm.gamma.data[...] = to_device(rng.uniform(0.5, 1.5, unit.norm.gamma.shape))
+            unit.norm.beta.data[...] = to_device(rng.normal(0.2, 0.5, unit.norm.beta.shape))
     return network.astype(dtype)
 
 
@@ -83,14 +85,15 @@ def entries_of(network, live, mask=None):
 
 
 class Reference:
-    """Algorithm 1 in the masked form, line by line."""
+    """Algorithm 1 in the masked form, line by line; on the CPU, wherever the method runs."""
 
     def __init__(self, network, hyper, plan):
-        self.network, self.hyper, self.plan = clone(network), hyper, plan
+        self.network, self.hyper, self.plan = clone(network).to(cpu_backend()), hyper, plan
         n = network.n_maskable
         self.s = np.full(n, hyper.keep_rate)
         self.budget = hyper.keep_rate * n
-        self.velocity = {name: np.zeros_like(p.data) for name, p in self.network.named_parameters()}
+        parameters = self.network.named_parameters()
+        self.velocity = {name: np.zeros(p.shape, p.dtype) for name, p in parameters}
         self.first, self.second, self.updates = np.zeros(n), np.zeros(n), 0
         self.step = 0
         self.used_a = None
@@ -145,11 +148,13 @@ class Reference:
         hyper = self.hyper
         lr = hyper.lr * cosine(self.step / self.plan.total_steps)
         for name, p in self.network.named_parameters():
-            g = gradients[name] + hyper.weight_decay * p.data
+            now = p.data
+            g = gradients[name] + hyper.weight_decay * now
             v = hyper.momentum * self.velocity[name] + g
-            w = p.data - lr * (g + hyper.momentum * v if hyper.nesterov else v)
+            w = now - lr * (g + hyper.momentum * v if hyper.nesterov else v)
             at = entries[name]
-            self.velocity[name][at], p.data[at] = v[at], w[at]
+            self.velocity[name][at] = v[at]
+            p.data[...] = np.where(at, w, now)
 
     def train_step(self, batch):
         hyper = self.hyper
@@ -199,13 +204,13 @@ class Reference:
 def assert_same(method, reference, tolerance=1e-9):
     np.testing.assert_allclose(method.keep_prob, reference.s, rtol=0, atol=tolerance)
     method.end_epoch()
-    wanted = reference.network.state()
-    for name, array in method.network.state().items():
+    wanted = reference.network.host_state()
+    for name, array in method.network.host_state().items():
         scale = max(np.abs(wanted[name]).max(), 1.0)
         np.testing.assert_allclose(
             array, wanted[name], rtol=0, atol=tolerance * scale, err_msg=name
         )
-    for name, state in method.optimizer.state.items():
+    for name, state in host(method.optimizer.state).items():
         for key, array in state.items():
             assert key == "velocity"
             np.testing.assert_allclose(
@@ -338,11 +343,11 @@ def test_two_backward_passes_average_both_gradients(every, clip_norm):
             continue
         # From the method's own state: one step at a time.
         method.end_epoch()
-        reference.network.load_state(method.network.state())
+        reference.network.load_state(method.network.host_state())
         for name, state in method.optimizer.state.items():
-            reference.velocity[name] = state["velocity"].copy()
+            reference.velocity[name] = host(state["velocity"]).copy()
         reference.s, reference.step = method.keep_prob.copy(), method.step
-        before = {name: array.copy() for name, array in method.network.state().items()}
+        before = {name: array.copy() for name, array in method.network.host_state().items()}
         trace = method.train_step(batch)
         wanted = reference.train_step(batch)
         assert trace.passes == (2, 2)
@@ -352,8 +357,9 @@ def test_two_backward_passes_average_both_gradients(every, clip_norm):
         live_b = masked(reference.network, trace.mask_used_b).live
         in_a, in_b = (entries_of(method.network, live) for live in (live_a, live_b))
         moved = 0
-        for name, array in method.network.state().items():
-            target = reference.network.state()[name]
+        targets = reference.network.host_state()
+        for name, array in method.network.host_state().items():
+            target = targets[name]
             either = in_a[name] | in_b[name]
             if "running" in name:
                 either = in_a[name]  # batch norm's statistics come from pass a
@@ -383,13 +389,13 @@ def test_forward_b_leaves_running_statistics_alone(backward_masks):
     )
     seen = 0
     for batch in batches_of(5):
-        before = {name: array.copy() for name, array in network.named_buffers()}
+        before = {name: host(array).copy() for name, array in network.named_buffers()}
         trace = method.train_step(batch)
         live_a = masked(network, trace.mask_used_a).live
         live_b = masked(network, trace.mask_used_b).live
         for name, array in network.named_buffers():
             node = name.split(".norm.")[0]
-            changed = array != before[name]
+            changed = host(array) != before[name]
             np.testing.assert_array_equal(changed, live_a[node], name)
             seen += int((live_b[node] & ~live_a[node]).sum())
     assert seen > 0
@@ -424,10 +430,10 @@ def test_adam_on_the_weights_moves_live_entries_only():
     hyper = Hyper(**BASE | {"optimizer": "adam", "lr": 0.01})
     method = CompletelySparse(network, hyper, plan_of())
     for batch in batches_of(3):
-        before = {name: array.copy() for name, array in network.state().items()}
+        before = {name: array.copy() for name, array in network.host_state().items()}
         trace = method.train_step(batch)
         at = entries_of(network, masked(network, trace.mask_used_a).live)
-        for name, array in network.state().items():
+        for name, array in network.host_state().items():
             np.testing.assert_array_equal(array[~at[name]], before[name][~at[name]], name)
             if name.endswith("conv2.transform.weight"):
                 assert (array != before[name])[at[name]].all()

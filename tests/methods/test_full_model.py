@@ -11,6 +11,7 @@ from minicst.backend.disk_backend import DiskBackend
 from minicst.data import Batch
 from minicst.methods.base import Hyper, Plan
 from minicst.methods.completely_sparse import CompletelySparse
+from minicst.methods.full_model import FullModel
 from minicst.models import build
 from minicst.sparse.subnetwork import Subnetwork, cut
 
@@ -69,6 +70,8 @@ def test_equal_to_the_ordinary_run(name, every):
     host_losses, host_state, method = run(cpu_backend(), device, name, resample_every=every)
     assert host_losses == losses
     assert same(state, host_state) == []
+    assert isinstance(method.full, FullModel)
+    assert method.full.elsewhere
     assert method.backend is device
     assert method.network.backend is cpu_backend()
 

@@ -28,7 +28,7 @@ def batch_of(n=6):
 
 
 def state_of(network):
-    return {name: array.copy() for name, array in network.state().items()}
+    return {name: array.copy() for name, array in network.host_state().items()}
 
 
 @pytest.mark.parametrize("position", ["after-norm", "filter"])
@@ -73,7 +73,7 @@ def test_nothing_changes_but_the_count(position):
     assert loss(mask) == first
     assert loss.of_masks([mask, mask]).tolist() == [first, first]
     assert loss.evaluations == 4
-    for name, array in network.state().items():
+    for name, array in network.host_state().items():
         assert np.array_equal(array, before[name]), name
     assert np.array_equal(batch.images, images)
     assert all(parameter.grad is None for parameter in network.parameters())

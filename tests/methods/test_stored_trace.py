@@ -45,6 +45,7 @@ def trace_of_20_steps():
     return rows
 
 
+@pytest.mark.cpu  # stored there; its job is of --device cpu
 def test_twenty_steps_are_as_stored():
     # Another CPU's BLAS rounds differently; a change of the method moves far more than this.
     for now, stored in zip(trace_of_20_steps(), json.loads(STORED.read_text()), strict=True):

@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from arrays import host
 
 from minicst.models import NETWORKS, build
 from minicst.models.vgg import MLP_NEURONS, VGG_LAYERS
@@ -51,6 +52,7 @@ MASKABLE = [
 ]
 
 
+@pytest.mark.cpu  # sizes alone, of large networks: the ones below are counted on every device
 @pytest.mark.parametrize(("name", "options", "params", "macs", "maskable"), COUNTS, ids=str)
 def test_exact_counts(name, options, params, macs, maskable):
     for tying in ("tied", "independent"):  # masks change nothing of the dense network
@@ -61,6 +63,7 @@ def test_exact_counts(name, options, params, macs, maskable):
         assert maskable in (None, network.n_maskable)
 
 
+@pytest.mark.cpu  # sizes alone
 @pytest.mark.parametrize(("name", "residual", "shortcut", "width", "maskable"), MASKABLE, ids=str)
 def test_maskable_channels(name, residual, shortcut, width, maskable):
     network = build(name, residual=residual, shortcut=shortcut, width=width)
@@ -121,8 +124,8 @@ def test_runs(name, side, channels):
         out = network(x, training=training)
         assert out.shape == (2, 4)
         assert out.dtype == np.float32
-        assert np.isfinite(out.data).all()
-        assert np.ptp(out.data) > 0
+        assert np.isfinite(host(out)).all()
+        assert np.ptp(host(out)) > 0
     assert network.shapes((side, side, channels))[network.output] == (4,)
     assert network.num_classes == 4
 
@@ -130,8 +133,8 @@ def test_runs(name, side, channels):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_seeds(name):
     one, again, other = (build(name, width=0.1, seed=seed) for seed in (3, 3, 4))
-    for (key, a), b, c in zip(one.state().items(), again.state().values(), other.state().values(),
-                              strict=True):  # fmt: skip
+    states = (network.host_state() for network in (one, again, other))
+    for (key, a), (_, b), (_, c) in zip(*(state.items() for state in states), strict=True):
         np.testing.assert_array_equal(a, b)
         assert a.dtype == np.float32
         assert key.endswith("weight") != np.array_equal(a, c)
@@ -141,8 +144,9 @@ def test_seeds(name):
 def test_residual_wiring(shortcut):
     tied = build("resnet20", shortcut=shortcut, residual="tied")
     independent = build("resnet20", shortcut=shortcut, residual="independent")
-    for name, array in tied.state().items():
-        np.testing.assert_array_equal(array, independent.state()[name])
+    other = independent.host_state()
+    for name, array in tied.host_state().items():
+        np.testing.assert_array_equal(array, other[name])
     assert list(tied.nodes) == list(independent.nodes)
     for stage in (1, 2, 3):
         writers = [name for name, node in tied.nodes.items() if node.group == f"stage{stage}"]

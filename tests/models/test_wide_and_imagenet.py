@@ -6,6 +6,7 @@ Python: they never look at a network of ours.
 
 import numpy as np
 import pytest
+from arrays import to_device
 
 from minicst.autograd import no_grad
 from minicst.models import ARCHITECTURES, build
@@ -108,6 +109,7 @@ def test_the_counters_give_the_published_numbers():
     assert mobilenet(224, 3, 1000) == (4_231_976, 568_740_352)
 
 
+@pytest.mark.cpu  # sizes alone
 @pytest.mark.parametrize(
     ("name", "side", "c_in", "classes", "width"),
     [
@@ -267,8 +269,9 @@ def test_groups_tied_and_independent(name):
     independent = build(name, width=0.05, residual="independent")
     assert list(tied.nodes) == list(independent.nodes)
     assert tied.inputs == independent.inputs
-    for key, array in tied.state().items():
-        np.testing.assert_array_equal(array, independent.state()[key], key)
+    other = independent.host_state()
+    for key, array in tied.host_state().items():
+        np.testing.assert_array_equal(array, other[key], key)
     last = "conv2" if name == "wrn-28-10" else "conv3"
     stages = 3 if name == "wrn-28-10" else 4
     for stage in range(1, stages + 1):
@@ -323,7 +326,7 @@ def test_shapes(name, side):
 def torch_twin(torch, network, name):
     """Return a forward pass written with torch.nn.functional, reading our arrays."""
     nn = torch.nn.functional
-    state = {key: torch.from_numpy(array.copy()) for key, array in network.state().items()}
+    state = {key: torch.from_numpy(array.copy()) for key, array in network.host_state().items()}
 
     def norm(x, at, training):
         keys = ("running_mean", "running_var", "gamma", "beta")
@@ -385,10 +388,10 @@ def test_forward_against_pytorch(name, width, side, training):
     network = build(name, 6, width=width).astype(np.float64)
     rng = np.random.default_rng(0)
     for norm in network.norms().values():
-        norm.gamma.data[...] = rng.uniform(0.5, 1.5, norm.gamma.shape)
-        norm.beta.data[...] = rng.normal(0.2, 0.5, norm.beta.shape)
-        norm.running_mean[...] = rng.normal(0, 0.5, norm.gamma.shape)
-        norm.running_var[...] = rng.uniform(0.5, 1.5, norm.gamma.shape)
+        norm.gamma.data[...] = to_device(rng.uniform(0.5, 1.5, norm.gamma.shape))
+        norm.beta.data[...] = to_device(rng.normal(0.2, 0.5, norm.beta.shape))
+        norm.running_mean[...] = to_device(rng.normal(0, 0.5, norm.gamma.shape))
+        norm.running_var[...] = to_device(rng.uniform(0.5, 1.5, norm.gamma.shape))
     x = rng.normal(size=(3, side, side, 3))
     twin = torch_twin(torch, network, name)
     with no_grad(), torch.no_grad():

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from arrays import host, same_memory, to_device
 
 import minicst.functional as F
 from minicst.autograd import Tensor
@@ -25,7 +26,7 @@ def test_layers_start_with_he_weights_and_zero_bias():
     conv = Conv2d(8, 64, 3, rng=np.random.default_rng(1))
     assert conv.weight.shape == (64, 3, 3, 8)
     np.testing.assert_array_equal(
-        conv.weight.data, he_normal((64, 3, 3, 8), np.random.default_rng(1))
+        host(conv.weight), he_normal((64, 3, 3, 8), np.random.default_rng(1))
     )
     assert not conv.bias.data.any()
     depthwise = Conv2d(8, 8, 3, groups=8, bias=False, rng=np.random.default_rng(1))
@@ -37,12 +38,12 @@ def test_layers_start_with_he_weights_and_zero_bias():
 def test_layers_call_the_operations():
     rng = np.random.default_rng(2)
     conv, linear = Conv2d(3, 4, 3, stride=2, padding=1, rng=rng), Linear(5, 4, rng=rng)
-    conv.bias.data[...] = linear.bias.data[...] = rng.normal(size=4)
+    conv.bias.data[...] = linear.bias.data[...] = to_device(rng.normal(size=4))
     x, z = rng.normal(size=(2, 6, 6, 3)).astype("f4"), rng.normal(size=(2, 5)).astype("f4")
-    wanted = F.conv2d_loop(x, conv.weight.data, 2, 1) + conv.bias.data
-    np.testing.assert_allclose(conv(Tensor(x)).data, wanted, rtol=1e-4, atol=1e-5)
-    wanted = z @ linear.weight.data.T + linear.bias.data
-    np.testing.assert_allclose(linear(Tensor(z)).data, wanted, rtol=1e-4, atol=1e-5)
+    wanted = F.conv2d_loop(x, host(conv.weight), 2, 1) + host(conv.bias)
+    np.testing.assert_allclose(host(conv(Tensor(x))), wanted, rtol=1e-4, atol=1e-5)
+    wanted = z @ host(linear.weight).T + host(linear.bias)
+    np.testing.assert_allclose(host(linear(Tensor(z))), wanted, rtol=1e-4, atol=1e-5)
 
 
 # Batch norm
@@ -52,9 +53,14 @@ def test_layers_call_the_operations():
 def norm():
     norm = BatchNorm(3, momentum=0.25).astype(np.float64)
     rng = np.random.default_rng(3)
-    norm.gamma.data[...], norm.beta.data[...] = rng.uniform(0.5, 2, 3), rng.normal(size=3)
-    norm.running_mean[...], norm.running_var[...] = rng.normal(size=3), rng.uniform(0.5, 2, 3)
+    names = ("gamma", "beta", "running_mean", "running_var")
+    state = rng.uniform(0.5, 2, 3), rng.normal(size=3), rng.normal(size=3), rng.uniform(0.5, 2, 3)
+    norm.load_state(dict(zip(names, state, strict=True)))
     return norm
+
+
+def running(norm):
+    return host(norm.running_mean).copy(), host(norm.running_var).copy()
 
 
 @pytest.fixture
@@ -64,62 +70,62 @@ def x():
 
 def test_training_normalizes_by_the_batch(norm, x):
     mean, var = x.mean((0, 1, 2)), x.var((0, 1, 2))
-    old = norm.running_mean.copy(), norm.running_var.copy()
-    out = norm(Tensor(x), training=True).data
-    wanted = norm.gamma.data * (x - mean) / np.sqrt(var + 1e-5) + norm.beta.data
+    old = running(norm)
+    out = host(norm(Tensor(x), training=True))
+    wanted = host(norm.gamma) * (x - mean) / np.sqrt(var + 1e-5) + host(norm.beta)
     np.testing.assert_allclose(out, wanted, rtol=1e-10, atol=1e-12)
-    np.testing.assert_allclose(norm.running_mean, 0.75 * old[0] + 0.25 * mean)
-    np.testing.assert_allclose(norm.running_var, 0.75 * old[1] + 0.25 * var * 100 / 99)
+    np.testing.assert_allclose(running(norm)[0], 0.75 * old[0] + 0.25 * mean)
+    np.testing.assert_allclose(running(norm)[1], 0.75 * old[1] + 0.25 * var * 100 / 99)
 
 
 def test_eval_normalizes_by_the_running_statistics(norm, x):
-    before = {name: array.copy() for name, array in norm.state().items()}
-    out = norm(Tensor(x), training=False).data
-    wanted = (x - norm.running_mean) / np.sqrt(norm.running_var + 1e-5)
-    np.testing.assert_allclose(out, norm.gamma.data * wanted + norm.beta.data, rtol=1e-10)
-    for name, array in norm.state().items():
+    before = {name: array.copy() for name, array in norm.host_state().items()}
+    out = host(norm(Tensor(x), training=False))
+    wanted = (x - before["running_mean"]) / np.sqrt(before["running_var"] + 1e-5)
+    np.testing.assert_allclose(out, before["gamma"] * wanted + before["beta"], rtol=1e-10)
+    for name, array in norm.host_state().items():
         np.testing.assert_array_equal(array, before[name])
 
 
 def test_untracked_training_leaves_the_running_statistics(norm, x):
-    before = norm.running_mean.copy(), norm.running_var.copy()
+    before = running(norm)
     tracked = BatchNorm(3).astype(np.float64)
     tracked.load_state(norm.state())
-    out = norm(Tensor(x), training=True, track=False).data
-    np.testing.assert_array_equal(out, tracked(Tensor(x), training=True).data)
-    np.testing.assert_array_equal(norm.running_mean, before[0])
-    np.testing.assert_array_equal(norm.running_var, before[1])
-    assert not np.array_equal(tracked.running_var, before[1])
+    out = host(norm(Tensor(x), training=True, track=False))
+    np.testing.assert_array_equal(out, host(tracked(Tensor(x), training=True)))
+    np.testing.assert_array_equal(running(norm), before)
+    assert not np.array_equal(running(tracked)[1], before[1])
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_live_indicator(norm, x, training):
     """An absent channel gives 0, no gradient, and its statistics stay; others don't notice."""
     live = np.array([1.0, 0.0, 1.0])
-    before = norm.running_mean.copy(), norm.running_var.copy()
+    before = running(norm)
     plain = BatchNorm(3, momentum=0.25).astype(np.float64)
     plain.load_state(norm.state())
     a, b = Tensor(x, requires_grad=True), Tensor(x, requires_grad=True)
-    out, wanted = norm(a, training, live=live), plain(b, training)
-    assert not out.data[..., 1].any()
-    np.testing.assert_allclose(out.data[..., ::2], wanted.data[..., ::2], rtol=1e-12)
+    out, wanted = norm(a, training, live=to_device(live)), plain(b, training)
+    assert not host(out)[..., 1].any()
+    np.testing.assert_allclose(host(out)[..., ::2], host(wanted)[..., ::2], rtol=1e-12)
     g = np.random.default_rng(0).normal(size=x.shape)
     out.backward(g)
     wanted.backward(g)
-    assert not a.grad[..., 1].any()
-    np.testing.assert_allclose(a.grad[..., ::2], b.grad[..., ::2], rtol=1e-10, atol=1e-14)
+    grad = host(a.grad)
+    assert not grad[..., 1].any()
+    np.testing.assert_allclose(grad[..., ::2], host(b.grad)[..., ::2], rtol=1e-10, atol=1e-14)
     for own, its in ((norm.gamma, plain.gamma), (norm.beta, plain.beta)):
         assert own.grad[1] == 0
-        np.testing.assert_allclose(own.grad[::2], its.grad[::2], rtol=1e-10)
-    assert (norm.running_mean[1], norm.running_var[1]) == (before[0][1], before[1][1])
-    np.testing.assert_array_equal(norm.running_mean[::2], plain.running_mean[::2])
-    np.testing.assert_array_equal(norm.running_var[::2], plain.running_var[::2])
+        np.testing.assert_allclose(host(own.grad)[::2], host(its.grad)[::2], rtol=1e-10)
+    for now, old, other in zip(running(norm), before, running(plain), strict=True):
+        assert now[1] == old[1]
+        np.testing.assert_array_equal(now[::2], other[::2])
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_relu_in_the_same_pass(norm, x, training):
-    fused = norm(Tensor(x), training, track=False, relu=True).data
-    apart = F.relu(norm(Tensor(x), training, track=False)).data
+    fused = host(norm(Tensor(x), training, track=False, relu=True))
+    apart = host(F.relu(norm(Tensor(x), training, track=False)))
     np.testing.assert_array_equal(fused, apart)
     assert (fused == 0).any()
 
@@ -162,15 +168,18 @@ def test_load_state_copies():
     array = other.conv.weight.data
     other.load_state(state)
     assert other.conv.weight.data is array  # in place: an optimizer may hold the parameter
-    for name, value in other.state().items():
+    for name, value in other.host_state().items():
         assert value.dtype == np.float32
         np.testing.assert_array_equal(value, state[name].astype(np.float32))
-        assert not np.shares_memory(value, state[name])
+    third = Block()
+    third.load_state(other.state())
+    for name, value in third.state().items():
+        assert not same_memory(value, other.state()[name])
 
 
 def test_load_state_errors_change_nothing():
     block = Block()
-    before = {name: array.copy() for name, array in block.state().items()}
+    before = {name: array.copy() for name, array in block.host_state().items()}
     good = {name: array + 1 for name, array in before.items()}
     lacking = {name: good[name] for name in NAMES}
     too_much = good | {"norm.momentum": np.ones(1)}
@@ -182,14 +191,14 @@ def test_load_state_errors_change_nothing():
     ):
         with pytest.raises(ValueError, match=message):
             block.load_state(state)
-    for name, array in block.state().items():
+    for name, array in block.host_state().items():
         np.testing.assert_array_equal(array, before[name])
 
 
 def test_zero_grad_and_astype():
     block = Block()
     for parameter in block.parameters():
-        parameter.grad = np.ones_like(parameter.data)
+        parameter.grad = to_device(np.ones(parameter.shape))
     block.zero_grad()
     assert all(parameter.grad is None for parameter in block.parameters())
     assert block.astype(np.float64) is block

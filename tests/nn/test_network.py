@@ -5,6 +5,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from arrays import host, same_memory, to_device
 
 import minicst.functional as F
 from minicst.autograd import no_grad
@@ -104,9 +105,17 @@ def test_unknown_kind():
         build_node("lstm", {})
 
 
+DEEP = ("resnet32", "resnet56")  # resnet20's blocks again: not on the slow stand-in
+
+
 @pytest.mark.parametrize(
     ("name", "shortcut"),
-    [(n, s) for n in NETWORKS for s in "AB" if s == "B" or "shortcut" in ARCHITECTURES[n].takes],
+    [
+        pytest.param(n, s, marks=[pytest.mark.deep] * (n in DEEP))
+        for n in NETWORKS
+        for s in "AB"
+        if s == "B" or "shortcut" in ARCHITECTURES[n].takes
+    ],
 )
 def test_spec_round_trip(name, shortcut):
     side = 32 if name.startswith("vgg1") else 16
@@ -125,10 +134,10 @@ def test_spec_round_trip(name, shortcut):
     x = images(side)
     for training in (False, True):
         np.testing.assert_array_equal(
-            network(x, training, step=5).data, twin(x, training, step=5).data
+            host(network(x, training, step=5)), host(twin(x, training, step=5))
         )
-    for key, array in network.state().items():
-        np.testing.assert_array_equal(array, twin.state()[key])
+    for key, array in network.host_state().items():
+        np.testing.assert_array_equal(array, twin.host_state()[key])
     assert repr(twin) == repr(network)
     assert f"{network.n_parameters():,} parameters" in repr(network)
 
@@ -141,15 +150,15 @@ def test_clone_is_independent(dtype):
     twin = clone(network)
     assert twin.spec() == network.spec()
     x = images(8).astype(dtype)
-    np.testing.assert_array_equal(network(x, step=1).data, twin(x, step=1).data)
-    before = {key: array.copy() for key, array in network.state().items()}
+    np.testing.assert_array_equal(host(network(x, step=1)), host(twin(x, step=1)))
+    before = {key: array.copy() for key, array in network.host_state().items()}
     for key, array in twin.state().items():
         assert array.dtype == dtype
-        assert not np.shares_memory(array, network.state()[key])
+        assert not same_memory(array, network.state()[key])
     F.cross_entropy(twin(x, training=True), np.array([0, 1])).backward()
     for parameter in twin.parameters():
         parameter.data += 1
-    for key, array in network.state().items():
+    for key, array in network.host_state().items():
         np.testing.assert_array_equal(array, before[key])
     assert all(parameter.grad is None for parameter in network.parameters())
 
@@ -160,12 +169,12 @@ def test_units_mask_then_activate():
     network = Network("one", 3)
     network.add("a", Unit.create(3, 4, 3, padding=1, group="a", rng=rng), INPUT)
     norm = network.nodes["a"].norm
-    norm.beta.data[...] = [0.5, 1.0, -0.5, 2.0]
+    norm.beta.data[...] = to_device([0.5, 1.0, -0.5, 2.0])
     x = images(5)
-    z = F.conv2d_loop(x, network.nodes["a"].transform.weight.data, 1, 1)
-    z = (z - z.mean((0, 1, 2))) / np.sqrt(z.var((0, 1, 2)) + 1e-5) + norm.beta.data
+    z = F.conv2d_loop(x, host(network.nodes["a"].transform.weight), 1, 1)
+    z = (z - z.mean((0, 1, 2))) / np.sqrt(z.var((0, 1, 2)) + 1e-5) + host(norm.beta)
     live = np.array([True, False, True, True])
-    out = network(x, training=True, live={"a": live}).data
+    out = host(network(x, training=True, live={"a": live}))
     np.testing.assert_allclose(out, np.maximum(z, 0) * live, rtol=1e-3, atol=1e-4)
 
 
@@ -180,26 +189,26 @@ def test_noise_replaces_channels_and_stops_gradients():
     network.nodes["a"].noise = noise
     x = images(32, n=8)
     out, wanted = network(x, training=True, step=3), plain(x, training=True, step=3)
-    np.testing.assert_array_equal(out.data[..., ~bad], wanted.data[..., ~bad])
-    sample = out.data[..., bad].astype(float)
+    np.testing.assert_array_equal(host(out)[..., ~bad], host(wanted)[..., ~bad])
+    sample = host(out)[..., bad].astype(float)
     n = sample[..., 0].size
     assert np.abs(sample.mean((0, 1, 2))).max() < 4 / np.sqrt(n)
     assert np.abs(sample.var((0, 1, 2)) - 1).max() < 4 * np.sqrt(2 / n)
     assert abs(np.corrcoef(sample[..., 0].ravel(), sample[..., 1].ravel())[0, 1]) < 4 / np.sqrt(n)
     out.backward(np.random.default_rng(2).normal(size=out.shape).astype("f4"))
-    grad = network.nodes["a"].norm.gamma.grad
+    grad = host(network.nodes["a"].norm.gamma.grad)
     assert not grad[bad].any()
     assert grad[~bad].all()
-    again = network(x, training=True, track=False, step=3).data
-    np.testing.assert_array_equal(again, out.data)
-    assert not np.array_equal(network(x, step=4).data[..., 1], network(x, step=3).data[..., 1])
+    again = host(network(x, training=True, track=False, step=3))
+    np.testing.assert_array_equal(again, host(out))
+    assert not np.array_equal(host(network(x, step=4))[..., 1], host(network(x, step=3))[..., 1])
 
 
 def test_shortcut_places_input_channel_j_at_j():
     network = Network("pad", 3)
     network.add("short", Shortcut(2, 5, [0, 1, 2], [0, 1, 2]), INPUT)
     x = images(5)
-    out = network(x).data
+    out = host(network(x))
     assert out.shape == (2, 3, 3, 5) == (2, *network.shapes((5, 5, 3))["short"])
     np.testing.assert_array_equal(out[..., :3], x[:, ::2, ::2])
     assert not out[..., 3:].any()
@@ -209,9 +218,10 @@ def test_flatten_goes_pixel_by_pixel():
     network = Network("flat", 3)
     network.add("flatten", Flatten(16), INPUT)
     x = images(4)
-    np.testing.assert_array_equal(network(x).data, x.reshape(2, 48))
+    np.testing.assert_array_equal(host(network(x)), x.reshape(2, 48))
 
 
+@pytest.mark.cpu  # tracemalloc sees the host's memory
 def test_intermediate_values_are_freed():
     """Under no_grad only what a later node reads stays: here one map of many."""
     side, channels, depth = 32, 32, 12
@@ -252,5 +262,5 @@ def test_a_value_with_two_readers_stays_until_the_last():
         forward = unit.forward
         unit.forward = lambda *args, f=forward, n=name: seen.setdefault(n, f(*args))
     with no_grad():
-        out = network(images(4)).data
-    np.testing.assert_array_equal(out, seen["c"].data + seen["a"].data)
+        out = host(network(images(4)))
+    np.testing.assert_array_equal(out, host(seen["c"]) + host(seen["a"]))

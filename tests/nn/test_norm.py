@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from arrays import host, to_device
 
 from minicst.autograd import Tensor
 from minicst.autograd.gradcheck import gradcheck
@@ -19,11 +20,19 @@ def stirred(channels=4, momentum=0.1, eps=1e-5, seed=0):
     """A Norm in float64 whose numbers differ from channel to channel; beta is above 0."""
     rng = np.random.default_rng(seed)
     node = Norm(channels, momentum, eps).astype(np.float64)
-    node.norm.gamma.data[...] = rng.uniform(0.5, 1.5, channels)
-    node.norm.beta.data[...] = rng.uniform(0.2, 0.7, channels)
-    node.norm.running_mean[...] = rng.normal(0, 0.5, channels)
-    node.norm.running_var[...] = rng.uniform(0.5, 1.5, channels)
+    stir(node.norm, rng)
     return node
+
+
+def stir(norm, rng):
+    norm.gamma.data[...] = to_device(rng.uniform(0.5, 1.5, norm.gamma.shape))
+    norm.beta.data[...] = to_device(rng.uniform(0.2, 0.7, norm.beta.shape))
+    norm.running_mean[...] = to_device(rng.normal(0, 0.5, norm.gamma.shape))
+    norm.running_var[...] = to_device(rng.uniform(0.5, 1.5, norm.gamma.shape))
+
+
+def running(norm):
+    return host(norm.running_mean).copy(), host(norm.running_var).copy()
 
 
 def pre_activation(tied=False, seed=0):
@@ -44,10 +53,7 @@ def pre_activation(tied=False, seed=0):
     network.add("out", out, at)
     network.astype(np.float64)
     for norm in network.norms().values():
-        norm.gamma.data[...] = rng.uniform(0.5, 1.5, norm.gamma.shape)
-        norm.beta.data[...] = rng.uniform(0.2, 0.7, norm.beta.shape)
-        norm.running_mean[...] = rng.normal(0, 0.5, norm.gamma.shape)
-        norm.running_var[...] = rng.uniform(0.5, 1.5, norm.gamma.shape)
+        stir(norm, rng)
     return network
 
 
@@ -67,24 +73,24 @@ def mask_of(network, **dead):
 def test_forward_by_hand(eps):
     node, x = stirred(momentum=0.25, eps=eps), images(channels=4)
     norm = node.norm
-    gamma, beta = norm.gamma.data, norm.beta.data
-    mean, var = norm.running_mean.copy(), norm.running_var.copy()
+    gamma, beta = host(norm.gamma), host(norm.beta)
+    mean, var = running(norm)
     wanted = np.maximum(0, gamma * (x - mean) / np.sqrt(var + eps) + beta)
-    np.testing.assert_allclose(node.forward("n", [Tensor(x)], Context()).data, wanted, atol=1e-13)
-    np.testing.assert_array_equal(norm.running_mean, mean)
+    out = node.forward("n", [Tensor(x)], Context())
+    np.testing.assert_allclose(host(out), wanted, atol=1e-13)
+    np.testing.assert_array_equal(running(norm)[0], mean)
 
     flat = x.reshape(-1, 4)
     m, v = flat.mean(axis=0), flat.var(axis=0)
     wanted = np.maximum(0, gamma * (x - m) / np.sqrt(v + eps) + beta)
     for track in (False, True):
         out = node.forward("n", [Tensor(x)], Context(training=True, track=track))
-        np.testing.assert_allclose(out.data, wanted, atol=1e-13)
+        np.testing.assert_allclose(host(out), wanted, atol=1e-13)
         if not track:
-            np.testing.assert_array_equal(norm.running_mean, mean)
-            np.testing.assert_array_equal(norm.running_var, var)
+            np.testing.assert_array_equal(running(norm), (mean, var))
     unbiased = v * len(flat) / (len(flat) - 1)
-    np.testing.assert_allclose(norm.running_mean, 0.75 * mean + 0.25 * m, atol=1e-14)
-    np.testing.assert_allclose(norm.running_var, 0.75 * var + 0.25 * unbiased, atol=1e-14)
+    np.testing.assert_allclose(running(norm)[0], 0.75 * mean + 0.25 * m, atol=1e-14)
+    np.testing.assert_allclose(running(norm)[1], 0.75 * var + 0.25 * unbiased, atol=1e-14)
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
@@ -93,13 +99,13 @@ def test_a_dead_stream_channel_is_0_behind_the_norm(training):
     node, x = stirred(), images(channels=4)
     live = np.array([True, False, True, False])
     x[..., ~live] = 0.0  # as it comes in the masked form
-    before = node.norm.running_mean.copy(), node.norm.running_var.copy()
-    out = node.forward("n", [Tensor(x)], Context(training, live={"n": live})).data
+    before = running(node.norm)
+    out = host(node.forward("n", [Tensor(x)], Context(training, live={"n": live})))
     assert not out[..., ~live].any()
-    plain = stirred().forward("n", [Tensor(x)], Context(training)).data
+    plain = host(stirred().forward("n", [Tensor(x)], Context(training)))
     np.testing.assert_array_equal(out[..., live], plain[..., live])
     assert plain[..., ~live].min() > 0.0 or not training  # what batch norm would leak
-    for now, old in zip((node.norm.running_mean, node.norm.running_var), before, strict=True):
+    for now, old in zip(running(node.norm), before, strict=True):
         np.testing.assert_array_equal(now[~live], old[~live])
         assert training == bool((now[live] != old[live]).all())
 
@@ -111,8 +117,8 @@ def test_with_mask_position_filter_beta_leaks(training):
     x[..., 1] = 0.0
     node.norm.running_mean[1] = 0.0
     context = Context(training, live={"n": live}, mask_position="filter")
-    out = node.forward("n", [Tensor(x)], context).data
-    np.testing.assert_allclose(out[..., 1], node.norm.beta.data[1], atol=1e-13)
+    out = host(node.forward("n", [Tensor(x)], context))
+    np.testing.assert_allclose(out[..., 1], host(node.norm.beta)[1], atol=1e-13)
     assert node.norm.beta.data[1] > 0
 
 
@@ -167,7 +173,7 @@ MASKS = [
 def test_cut_equals_masked_through_norms(dead, training):
     """Outputs, gradients, an update, running statistics; blocks are found by hand."""
     network = pre_activation()
-    start = {key: array.copy() for key, array in network.state().items()}
+    start = {key: array.copy() for key, array in network.host_state().items()}
     mask, x = mask_of(network, **dead), images(6)
     cotangent = np.random.default_rng(3).normal(size=(6, 2))
     results = []
@@ -179,7 +185,7 @@ def test_cut_equals_masked_through_norms(dead, training):
         out.backward(cotangent)
         sub.update()
         sub.paste()
-        results.append((out.data, full.state()))
+        results.append((host(out), full.host_state()))
     (out, state), (same_out, same_state) = results
     np.testing.assert_allclose(out, same_out, atol=1e-12)
     moved = live_entries(network, propagate(network, mask), mask)
@@ -206,11 +212,10 @@ def test_cut_norm_has_the_live_channels_only():
         assert isinstance(node, Norm)
         assert node.channels == 2
         for array in ("gamma", "beta"):
-            full = getattr(network.nodes[name].norm, array).data
-            np.testing.assert_array_equal(getattr(node.norm, array).data, full[[0, 2]])
-        np.testing.assert_array_equal(
-            node.norm.running_var, network.nodes[name].norm.running_var[[0, 2]]
-        )
+            full = host(getattr(network.nodes[name].norm, array))
+            np.testing.assert_array_equal(host(getattr(node.norm, array)), full[[0, 2]])
+        full = running(network.nodes[name].norm)[1]
+        np.testing.assert_array_equal(running(node.norm)[1], full[[0, 2]])
 
 
 def test_a_norm_is_rebuilt_from_its_config():
@@ -224,7 +229,7 @@ def test_a_norm_is_rebuilt_from_its_config():
     copy = Network.from_spec(network.spec()).astype(np.float64)
     copy.load_state(network.state())
     x = images()
-    np.testing.assert_array_equal(copy(x).data, network(x).data)
+    np.testing.assert_array_equal(host(copy(x)), host(network(x)))
     assert list(network.norms()) == ["n1", "a1", "n2", "a2", "n"]
     assert network.norms()["n1"] is network.nodes["n1"].norm
 

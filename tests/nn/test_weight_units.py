@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from arrays import host, to_device
 
 import minicst.functional as F
 from minicst.autograd import Parameter, Tensor, gradcheck
@@ -67,7 +68,8 @@ def test_linear_masks_change_no_weight(name):
         build(name, 4, width=0.1, image_size=8, linear_masks=masks, seed=3)
         for masks in ("channels", "weights")
     )
-    for (key, one), two in zip(plain.state().items(), by_weight.state().values(), strict=True):
+    states = plain.host_state(), by_weight.host_state()
+    for (key, one), two in zip(states[0].items(), states[1].values(), strict=True):
         np.testing.assert_array_equal(one, two, err_msg=key)
     units = by_weight.units()
     linear = [unit for unit in units.values() if not unit.is_conv]
@@ -91,19 +93,20 @@ def test_masked_layers_by_formula_and_differences(bias):
     exists = rng.random((4, 6)) < 0.7
     for layer in (Linear(6, 4, bias, rng), SparseLinear(Pattern.of_mask(exists), bias)):
         layer.astype(np.float64)
-        layer.weight.data[...] = rng.normal(size=layer.weight.shape)
+        layer.weight.data[...] = to_device(rng.normal(size=layer.weight.shape))
         if bias:
-            layer.bias.data[...] = rng.normal(size=4)
+            layer.bias.data[...] = to_device(rng.normal(size=4))
         mask = rng.random(layer.weight.shape) < 0.5
         dense = np.zeros((4, 6))
-        dense[exists if layer.weight.ndim == 1 else ...] = layer.weight.data * mask
+        dense[exists if layer.weight.ndim == 1 else ...] = host(layer.weight) * mask
         x = rng.normal(size=(3, 6))
         out = layer(Tensor(x), mask)
-        wanted = x @ dense.T + (layer.bias.data if bias else 0.0)
-        np.testing.assert_allclose(out.data, wanted, rtol=0, atol=1e-13)
+        wanted = x @ dense.T + (host(layer.bias) if bias else 0.0)
+        np.testing.assert_allclose(host(out), wanted, rtol=0, atol=1e-13)
         out.backward(rng.normal(size=(3, 4)))
-        assert not layer.weight.grad[~mask].any()
-        assert layer.weight.grad[mask].all()
+        grad = host(layer.weight.grad)
+        assert not grad[~mask].any()
+        assert grad[mask].all()
         point = Tensor(x, requires_grad=True)
 
         def run(weight, x, layer=layer, mask=mask):
@@ -116,8 +119,8 @@ def test_masked_layers_by_formula_and_differences(bias):
 def test_a_sparse_layer_without_mask():
     mask = np.array([[1, 0, 1], [0, 0, 0]], bool)
     layer = SparseLinear(Pattern.of_mask(mask))
-    layer.weight.data[...] = [2.0, -1.0]
-    layer.bias.data[...] = [0.5, 4.0]
+    layer.weight.data[...] = to_device([2.0, -1.0])
+    layer.bias.data[...] = to_device([0.5, 4.0])
     x = np.array([[1.0, 9.0, 3.0]], np.float32)
-    np.testing.assert_array_equal(layer(Tensor(x)).data, [[-0.5, 4.0]])
+    np.testing.assert_array_equal(host(layer(Tensor(x))), [[-0.5, 4.0]])
     assert F.sparse_linear(Tensor(x), layer.weight, layer.pattern).data.tolist() == [[-1.0, 0.0]]

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from arrays import host, to_device
 
 import minicst.functional as F
 from minicst.models import build
@@ -16,7 +17,7 @@ def small_network(residual="independent", shortcut="B"):
     rng = np.random.default_rng(0)
     for unit in network.units().values():
         if unit.norm is not None:
-            unit.norm.beta.data[...] = rng.normal(0.5, 0.5, unit.norm.beta.shape)
+            unit.norm.beta.data[...] = to_device(rng.normal(0.5, 0.5, unit.norm.beta.shape))
     return network.astype(np.float64)
 
 
@@ -39,7 +40,7 @@ def outputs_of_units(network, run):
 
     def spy(self, name, inputs, context):
         out = before(self, name, inputs, context)
-        seen[name] = out.data
+        seen[name] = out.numpy()
         return out
 
     Unit.forward = spy
@@ -70,8 +71,9 @@ def test_filter_position_gives_an_absent_channel_a_constant(batch, training):
     form = masked(network, random_mask(network), mask_position="filter")
     seen = outputs_of_units(network, lambda: form(batch[0], training, track=False))
     mean = 0.0 if training else 0.25
-    scale = stem.norm.gamma.data / np.sqrt(0.0 + stem.norm.eps if training else 1.0 + stem.norm.eps)
-    constant = np.maximum(stem.norm.beta.data - mean * scale, 0.0)
+    root = np.sqrt(0.0 + stem.norm.eps if training else 1.0 + stem.norm.eps)
+    scale = stem.norm.gamma.numpy() / root
+    constant = np.maximum(stem.norm.beta.numpy() - mean * scale, 0.0)
     absent = ~form.live["stem"]
     assert absent.any()
     wanted = np.broadcast_to(constant[absent], seen["stem"][..., absent].shape)
@@ -84,8 +86,8 @@ def test_all_ones_is_the_plain_network_bit_for_bit(batch):
     for position in ("after-norm", "filter"):
         form = masked(network, np.ones(network.n_maskable), mask_position=position)
         for training in (True, False):
-            out = form(batch[0], training, track=False).data
-            plain = network(batch[0], training, track=False).data
+            out = form(batch[0], training, track=False).numpy()
+            plain = network(batch[0], training, track=False).numpy()
             np.testing.assert_array_equal(out, plain)
 
 
@@ -117,14 +119,15 @@ def test_update_moves_live_entries_as_the_plain_optimizer_does(batch, make):
             net.zero_grad()
             F.cross_entropy(form(batch[0], True), batch[1]).backward()
             if net is network:
-                before = {name: array.copy() for name, array in net.state().items()}
+                before = {name: array.copy() for name, array in net.host_state().items()}
                 entries = live_entries(net, form.live)
                 form.update()
         if number == 0:
             optimizers[1].step()
     name = "stage1.block1.conv1.transform.weight"
-    assert (network.state()[name] != before[name])[entries[name]].all()
-    for name, array in network.state().items():
+    after = network.host_state()
+    assert (after[name] != before[name])[entries[name]].all()
+    for name, array in after.items():
         np.testing.assert_array_equal(array[~entries[name]], before[name][~entries[name]])
 
 
@@ -132,11 +135,11 @@ def test_filter_position_moves_absent_entries_as_released(batch):
     network = small_network()
     optimizer = SGD(network, 0.1, weight_decay=0.1)
     form = masked(network, random_mask(network), optimizer, mask_position="filter")
-    before = network.nodes["stem"].transform.weight.data.copy()
+    before = network.nodes["stem"].transform.weight.numpy().copy()
     F.cross_entropy(form(batch[0], True), batch[1]).backward()
     form.update()
     absent = ~form.live["stem"]
-    after = network.nodes["stem"].transform.weight.data
+    after = network.nodes["stem"].transform.weight.numpy()
     np.testing.assert_allclose(after[absent], before[absent] * (1 - 0.1 * 0.1), rtol=1e-12)
 
 
@@ -146,7 +149,7 @@ def test_mask_that_kills_everything(batch):
     loss = F.cross_entropy(form(batch[0], True), batch[1])
     loss.backward()
     assert loss.item() == pytest.approx(np.log(5), abs=1e-12)
-    assert not any(parameter.grad.any() for parameter in network.parameters())
+    assert not any(host(parameter.grad).any() for parameter in network.parameters())
 
 
 def test_interface():
@@ -166,4 +169,4 @@ def test_network_without_groups(batch):
     assert network.n_maskable == 0
     x = batch[0].astype(np.float32)
     form = masked(network, np.ones(0))
-    np.testing.assert_array_equal(form(x, True).data, network(x, True).data)
+    np.testing.assert_array_equal(form(x, True).numpy(), network(x, True).numpy())

@@ -116,7 +116,8 @@ class ndarray:
         use((self,), (), stream, tick)
         count_copy("d2h", self._host)
         if not blocking:
-            stream._later(lambda: np.copyto(target, self._host))
+            source = self._host  # the closure keeps no array alive
+            stream._later(lambda: np.copyto(target, source))
             return target
         np.copyto(target, self._host)
         count_synchronisation()
@@ -251,7 +252,8 @@ class ndarray:
     # Copies on the device
 
     def astype(self, dtype, order="K", casting=None, subok=None, copy=True) -> ndarray:
-        if not copy and np.dtype(dtype) == self.dtype:
+        laid_out = {"C": self.flags.c_contiguous, "F": self.flags.f_contiguous}.get(order, True)
+        if not copy and laid_out and np.dtype(dtype) == self.dtype:
             return self
         casting = "unsafe" if casting is None else casting
         order = ("F" if self.flags.fnc else "C") if order == "K" else order
@@ -460,7 +462,8 @@ def upload(host: np.ndarray, target: ndarray, stream: Any) -> None:
     tick = stream._begin()
     use((), (target,), stream, tick)
     count_copy("h2d", target._host)
+    numbers = target._host  # the closure keeps no array alive
     if is_pinned(host):
-        stream._later(lambda: np.copyto(target._host, host))
+        stream._later(lambda: np.copyto(numbers, host))
     else:
-        np.copyto(target._host, host)
+        np.copyto(numbers, host)

@@ -161,10 +161,7 @@ def array(
     obj, dtype=None, copy=True, order="K", subok=False, ndmin=0, *, blocking=False
 ) -> ndarray:
     if isinstance(obj, ndarray):
-        if copy is not True and (dtype is None or np.dtype(dtype) == obj.dtype) and order == "K":
-            result = obj
-        else:
-            result = obj.astype(obj.dtype if dtype is None else dtype, order)
+        result = obj.astype(obj.dtype if dtype is None else dtype, order, copy=copy is True)
     else:
         result = _from_host(obj, dtype, order)
     if result.ndim < ndmin:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from .counting import counts, rules
-from .streams import Uses
+from .streams import Uses, _BaseStream, get_current_stream
 
 BLOCK = 512  # CuPy's pool rounds up to it
 
@@ -54,13 +54,16 @@ class MemoryPool:
     def get_limit(self) -> int:
         return self._limit
 
-    def _take(self, size: int) -> None:
+    def _take(self, nbytes: int) -> int:
+        """Take a block, return its size."""
+        size = -(-nbytes // BLOCK) * BLOCK
         limits = [limit for limit in (self._limit, rules.memory_limit) if limit]
         if limits and self._used + size > min(limits):
             raise OutOfMemoryError(size, self._used, min(limits))
         self._used += size
         self._total = max(self._total, self._used)
         counts.peak_bytes = max(counts.peak_bytes, self._used)
+        return size
 
     def _give_back(self, size: int) -> None:
         self._used -= size
@@ -82,13 +85,31 @@ pinned_pool = PinnedMemoryPool()
 
 
 class Buffer:
-    """One allocation on the device: lives as long as an array that uses it."""
+    """One allocation on the device: lives as long as an array that uses it.
+
+    It belongs to the stream that is the current one now: CuPy's pool gives freed memory to the next
+    array of that stream without a look at what other streams still do with it.
+    """
 
     def __init__(self, nbytes: int) -> None:
-        size = -(-nbytes // BLOCK) * BLOCK
-        pool._take(size)
+        stream = get_current_stream()
+        stream._take_memory()
+        size = pool._take(nbytes)
         self.uses = Uses()
-        weakref.finalize(self, pool._give_back, size)
+        weakref.finalize(self, _free, size, self.uses, stream).atexit = False
+
+
+def _free(size: int, uses: Uses, stream: _BaseStream) -> None:
+    pool._give_back(size)
+    stream._free_memory(uses)
+
+
+def get_default_memory_pool() -> MemoryPool:
+    return pool
+
+
+def get_default_pinned_memory_pool() -> PinnedMemoryPool:
+    return pinned_pool
 
 
 _here = threading.local()
@@ -108,14 +129,6 @@ def using_allocator(allocator: Callable[[int], Buffer] | None = None) -> Iterato
 def allocate(nbytes: int) -> Buffer:
     """Memory for an array, from the allocator in use."""
     return (getattr(_here, "allocator", None) or pool.malloc)(nbytes)
-
-
-def get_default_memory_pool() -> MemoryPool:
-    return pool
-
-
-def get_default_pinned_memory_pool() -> PinnedMemoryPool:
-    return pinned_pool
 
 
 class _Pinned(bytearray):

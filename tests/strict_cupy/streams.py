@@ -48,6 +48,7 @@ class _BaseStream:
         self._waits_for_null = waits_for_null
         self._clock: Clock = {number: 0}
         self._pending: deque[tuple[int, Callable[[], None]]] = deque()
+        self._freed: list[tuple[int, int, int]] = []  # stream, tick and epoch of a use of memory
         _all_streams[number] = self
 
     @property
@@ -110,6 +111,30 @@ class _BaseStream:
         _join(self._clock, _host_clock)
         self._clock[self._number] += 1
         return self._clock[self._number]
+
+    def _free_memory(self, uses: Uses) -> None:
+        """Take memory back that streams may still use."""
+        self._freed += [(number, tick, uses._epoch) for *_, number, tick, _ in uses._uses]
+
+    def _take_memory(self) -> None:
+        """Hand memory out again: what was freed here must no longer be used by other streams."""
+        if self._in_use():
+            self._begin()  # waits for streams that need no event
+        if numbers := self._in_use():
+            self._freed = []
+            raise RaceError(
+                f"stream {self._number} gets memory that stream {numbers[0]} may still use: let it "
+                "wait for an event there before the array is freed, or keep the array"
+            )
+
+    def _in_use(self) -> list[int]:
+        """Streams whose use of memory that was freed here needn't be over."""
+        self._freed = [
+            (number, tick, epoch)
+            for number, tick, epoch in self._freed
+            if epoch == _epoch and self._clock.get(number, 0) < tick
+        ]
+        return [number for number, _, _ in self._freed]
 
     def _later(self, action: Callable[[], None]) -> None:
         """Do this when the stream goes on."""
