@@ -391,10 +391,10 @@ class CompletelySparse(Method):
         if self.hyper.mask_position == "filter":
             self._close()
             return [self._open(mask, with_optimizer=i == 0) for i, mask in enumerate(used)]
-        held = None if self._written else self._sub
+        held, written = self._sub, self._written
         assert not isinstance(held, MaskedNetwork)
         self._sub, self._written = None, True
-        return list(self.full.exchange(held, used))
+        return list(self.full.exchange(held, used, written))
 
     def _gather_ahead(self) -> None:
         """Let the next block's sub-networks come."""

@@ -84,23 +84,27 @@ class FullModel:
         self.bytes_in += sub.nbytes
         return sub
 
-    def exchange(self, held: Subnetwork | None, masks: np.ndarray) -> list[Subnetwork]:
+    def exchange(
+        self, held: Subnetwork | None, masks: np.ndarray, written: bool = False
+    ) -> list[Subnetwork]:
         """Write `held` back and return the sub-networks of a step, the first with its optimizer.
 
         Args:
-            held: of the block that ends, where it has something that isn't written yet.
+            held: of the block that ends, if any.
             masks: (k, n) of the step's forward passes, as used.
+            written: whether the full model has all of `held` already. What was gathered ahead may
+                be older than that.
         """
         coming = self._take(masks)
         if coming is None:
-            if held is not None:
+            if held is not None and not written:
                 self.write_back(held)
             return [self.open(mask, with_optimizer=i == 0) for i, mask in enumerate(masks)]
         for sub in coming:
             sub.arrive()
             if held is not None:
                 sub.take_over(held)
-        if held is not None:
+        if held is not None and not written:
             self.write_back(held, wait=False)
         return coming
 

@@ -108,15 +108,19 @@ def test_equal_with_the_full_model_on_disk(tmp_path, every):
     assert len(disk.files) == len(held)  # all of it is in files
 
 
+@pytest.mark.parametrize("ends", [(0, 1, 4), (2, 5)], ids=["within", "between"])
 @pytest.mark.parametrize("every", [1, 3])
-def test_an_epoch_may_end_anywhere(every):
-    """The full model is brought up to date in the middle of a block, and the block goes on."""
+def test_an_epoch_may_end_anywhere(every, ends):
+    """The full model is brought up to date within a block, which goes on, or at its end.
+
+    At its end the next sub-networks are there already, from before.
+    """
     device = get_backend()
     _, state, _ = run(device, None, resample_every=every)
     seen = []
 
     def watch(method, step):
-        if step in (0, 1, 4):
+        if step in ends:
             method.end_epoch()
             seen.append(method.network.state()["conv1.transform.weight"].copy())
 
