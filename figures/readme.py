@@ -7,6 +7,7 @@ of this folder, into tables and into held.md. A test fails where README says any
 from __future__ import annotations
 
 import json
+import runpy
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -38,6 +39,11 @@ def estimators() -> str:
 def load(name: str) -> dict[str, Any]:
     """Return a JSON file of this folder."""
     return json.loads((HERE / f"{name}.json").read_text())
+
+
+def script(name: str) -> dict[str, Any]:
+    """Return what a script of this folder defines."""
+    return runpy.run_path(str(HERE / f"{name}.py"))
 
 
 def number(x: float) -> str:
@@ -442,6 +448,8 @@ BLOCKS = {
     "speed": speed,
     "variance": variance,
     "held": held,
+    "gpu": lambda: script("gpu_tables")["gpu"](),
+    "beyond_memory": lambda: script("beyond_memory")["table"](load("beyond_memory")),
 }
 
 

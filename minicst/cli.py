@@ -130,7 +130,10 @@ def _print_plain(console: Console, text: str) -> None:
 def one_line(error: Exception) -> str:
     """Say an error in one line."""
     if isinstance(error, MemoryError):
-        way_out = "use a smaller --batch-size, --width or, on a GPU, --workspace-mb"
+        way_out = (
+            "use a smaller --batch-size, --width or, on a GPU, --workspace-mb; --full-model disk "
+            "keeps the full network in files"
+        )
         return f"out of memory ({error}): {way_out}"
     if isinstance(error, OSError):
         where = f" ({error.filename})" if error.filename else ""
