@@ -17,6 +17,7 @@ from minicst.backend import Backend, cpu_backend, get_backend, using, why_no_gpu
 from minicst.backend.cupy_backend import CupyBackend
 
 TESTS = Path(__file__).parent
+WHY_NO_GPU = why_no_gpu()  # asked here, before any test puts the stand-in in CuPy's place
 DEVICES = ("cpu", "stand-in", "cuda")
 # Tests of what runs on a device: they run once on each. Beside NumPy that is a strict stand-in for
 # CuPy, which runs the kernels' own text on the CPU, and CuPy itself where there is a GPU.
@@ -84,8 +85,8 @@ def device(request: pytest.FixtureRequest) -> Iterator[str]:
     name = getattr(request, "param", "cpu")
     if name == "stand-in" and (reason := kernel_emulation.why_not()) is not None:
         pytest.skip(reason)
-    if name == "cuda" and (reason := why_no_gpu()) is not None:
-        pytest.skip(reason)
+    if name == "cuda" and WHY_NO_GPU is not None:
+        pytest.skip(WHY_NO_GPU)
     backend: Backend = stand_in() if name == "stand-in" else get_backend(name)
     with using(backend):
         yield name
@@ -112,6 +113,13 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> CupyBackend:
     monkeypatch.setitem(sys.modules, "cupyx", strict_cupy.cupyx)
     monkeypatch.setattr(minicst.backend, "_cuda_backend", stand_in)
     return stand_in()
+
+
+@pytest.fixture(autouse=True)
+def fresh_probe() -> Iterator[None]:
+    """A test with the stand-in in CuPy's place must not leave a GPU behind."""
+    yield
+    why_no_gpu.cache_clear()
 
 
 @pytest.fixture(autouse=True)

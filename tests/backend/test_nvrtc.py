@@ -25,7 +25,8 @@ def asked(answer):
 
 def read(program, size, fill):
     """Bytes that the compiler keeps of a program."""
-    text = b" " * asked(size(program))
+    # One more than asked for: of length 1 it would be Python's own b" ", and be written to.
+    text = b" " * (asked(size(program)) + 1)
     if text:
         asked(fill(program, text))
     return text
