@@ -1,4 +1,4 @@
-"""The command line: `minicst train | recipes | step | macs | graph | planted | ...`."""
+"""The command line: `minicst train | lesson | step | macs | graph | planted | ...`."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from minicst.counts import MacsSettings
 from minicst.graph import GraphSettings
 from minicst.info import InfoSettings
 from minicst.inspect_step import StepSettings
+from minicst.lessons.command import LessonSettings
 from minicst.planted import PlantedSettings
 from minicst.recipe_table import RecipesSettings
 from minicst.selftest.command import SelftestSettings
@@ -42,6 +43,7 @@ def command_type(defaults: TrainSettings) -> Any:
     train = tyro.conf.subcommand("train", default=defaults)
     return (
         Annotated[TrainSettings, train]
+        | Annotated[LessonSettings, tyro.conf.subcommand("lesson")]
         | Annotated[RecipesSettings, tyro.conf.subcommand("recipes")]
         | Annotated[StepSettings, tyro.conf.subcommand("step")]
         | Annotated[MacsSettings, tyro.conf.subcommand("macs")]
@@ -150,6 +152,10 @@ def run(command: Any, console: Console) -> int:
 
         print_recipes(console, command)
         return 0
+    if isinstance(command, LessonSettings):
+        from minicst.lessons.command import run_lesson
+
+        return run_lesson(command, console)
     if isinstance(command, StepSettings):
         return _step(command, console)
     if isinstance(command, MacsSettings):

@@ -1,0 +1,1 @@
+"""Lessons: percent scripts that are run cell by cell, in the terminal and onto pages."""
