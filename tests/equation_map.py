@@ -1,4 +1,4 @@
-"""Make README's table equation -> function -> test: python tests/equation_map.py [--write]."""
+"""Make README's table equation -> function -> test -> lesson: equation_map.py [--write]."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import ast
 import re
 import sys
 from pathlib import Path
+
+from minicst.lessons.cells import Lesson
+from minicst.lessons.find import all_lessons
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- equations: begin -->", "<!-- equations: end -->"
@@ -38,16 +41,43 @@ def documented() -> dict[str, list[str]]:
     return found
 
 
+def taught() -> dict[str, list[Lesson]]:
+    """{key: lessons whose header names it}."""
+    found: dict[str, list[Lesson]] = {}
+    for lesson in all_lessons(ROOT / "lessons"):
+        for key in lesson.keys:
+            found.setdefault(key, []).append(lesson)
+    return found
+
+
+def used(lesson: Lesson) -> set[str]:
+    """Names that a lesson's code uses."""
+    names: set[str] = set()
+    for cell in lesson.code_cells:
+        for node in ast.walk(ast.parse(cell.source)):
+            if isinstance(node, ast.Name):
+                names.add(node.id)
+            elif isinstance(node, ast.Attribute):
+                names.add(node.attr)
+            elif isinstance(node, ast.ImportFrom):
+                names |= {alias.name for alias in node.names}
+    return names
+
+
 def table() -> str:
     """Return README's table, Markdown."""
-    functions = documented()
-    lines = ["| paper | what | function | test |", "|---|---|---|---|"]
+    functions, lessons = documented(), taught()
+    lines = ["| paper | what | function | test | lesson |", "|---|---|---|---|---|"]
     for key, (where, what, status) in listed().items():
         if status.startswith("pending:"):
-            lines.append(f"| {where} | {what} | | *{status}* |")
+            lines.append(f"| {where} | {what} | | *{status}* | |")
             continue
         names = "<br>".join(f"`{name}`" for name in functions.get(key, []))
-        lines.append(f"| {where} | {what} | {names} | `tests/{status}` |")
+        pages = ", ".join(
+            f"[{lesson.number:02d}](lessons/pages/{lesson.path.stem}.md)"
+            for lesson in lessons.get(key, [])
+        )
+        lines.append(f"| {where} | {what} | {names} | `tests/{status}` | {pages} |")
     return "\n".join(lines)
 
 

@@ -11,6 +11,7 @@ spec.loader.exec_module(equation_map)
 
 LISTED = equation_map.listed()
 FUNCTIONS = equation_map.documented()
+TAUGHT = equation_map.taught()
 
 
 def test_no_function_names_an_unknown_equation():
@@ -31,6 +32,21 @@ def test_each_equation_has_function_and_test_or_is_pending(key):
     assert any(re.search(rf"\b{name}\b", text) for name in names), (
         f"{status} mentions none of {names}"
     )
+
+
+def test_no_lesson_names_an_unknown_equation():
+    assert set(TAUGHT) <= set(LISTED)
+
+
+@pytest.mark.parametrize("key", LISTED)
+def test_each_equation_is_reached_by_a_lesson(key):
+    """Its header names the key, and its code a function whose `Paper:` line does."""
+    assert TAUGHT.get(key), f"no lesson's header names [{key}]"
+    names = {name.split(": ")[1] for name in FUNCTIONS[key]}
+    for lesson in TAUGHT[key]:
+        assert names & equation_map.used(lesson), (
+            f"{lesson.path.name} names [{key}] and calls none of {sorted(names)}"
+        )
 
 
 def test_readme_table_is_current():

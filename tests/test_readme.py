@@ -36,6 +36,8 @@ def test_every_command_is_listed():
         "planted",
         "bench",
         "info",
+        "lesson",
+        "explore",
     ):
         assert f"minicst {command}" in README
 

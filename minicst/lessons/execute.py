@@ -35,6 +35,16 @@ class Output:
     figures: list[Any] = field(default_factory=list)
 
 
+class _Debugger(pdb.Pdb):
+    """Tells whether it was left by `q`: its `run` returns either way."""
+
+    left = False
+
+    def set_quit(self) -> None:
+        self.left = True
+        super().set_quit()
+
+
 class Session:
     """Runs cells one after the other; their names stay, as in a notebook.
 
@@ -67,7 +77,7 @@ class Session:
         with self._registered():
             try:
                 if debug:
-                    self._execute(cell, pdb.Pdb())
+                    self._execute(cell, _Debugger())
                 else:
                     with contextlib.redirect_stdout(printed):
                         self._execute(cell)
@@ -100,7 +110,7 @@ class Session:
         finally:
             sys.modules.pop(self.module.__name__, None)
 
-    def _execute(self, cell: Cell, debugger: pdb.Pdb | None = None) -> None:
+    def _execute(self, cell: Cell, debugger: _Debugger | None = None) -> None:
         # Blank lines in front: line numbers are those of the file.
         tree = ast.parse("\n" * (cell.line - 1) + cell.source, str(self.path))
         last = tree.body[-1] if tree.body else None
@@ -112,6 +122,8 @@ class Session:
             exec(body, self.names)
         else:
             debugger.run(body, self.names)
+            if debugger.left:
+                raise bdb.BdbQuit
         if echo:
             assert isinstance(last, ast.Expr)
             value = eval(compile(ast.Expression(last.value), str(self.path), "eval"), self.names)
