@@ -25,10 +25,10 @@ print(network)
 
 # %% [markdown]
 # This is the network that most lessons share: three convolutions with 2, 3 and 3 filters, each with
-# batch norm and ReLU, and a linear classifier. Its 2 + 3 + 3 = 8 filters are *maskable*: mask bit m_c
-# says whether filter c is there. One flat vector m holds all 8 bits, group by group, in the order in
-# which data meets them. Three zeros below switch off one filter of each convolution, so 5 channels
-# stay live.
+# batch norm and ReLU, and a linear classifier. Its 2 + 3 + 3 = 8 filters are *maskable*: mask bit
+# m_c says whether filter c is there. One flat vector m holds all 8 bits, group by group, in the
+# order in which data meets them. Three zeros below switch off one filter of each convolution, so 5
+# channels stay live.
 
 # %%
 mask = np.array([1, 0, 1, 0, 1, 1, 1, 0], bool)
@@ -37,10 +37,10 @@ for group, place in network.groups.items():
 print("live:", mask.sum(), "of", network.n_maskable)
 
 # %% [markdown]
-# **Masked: the definition.** Run the dense network, and multiply what each unit puts out, after batch
-# norm, by its bits. Lesson 04 told why after: behind the filters alone, batch norm would turn the
-# zeros into β. `sparse.masked` does that. All of the work is still done: a product with a column of
-# zeros takes as long as any other.
+# **Masked: the definition.** Run the dense network, and multiply what each unit puts out, after
+# batch norm, by its bits. Lesson 04 told why after: behind the filters alone, batch norm would turn
+# the zeros into β. `sparse.masked` does that. All of the work is still done: a product with a
+# column of zeros takes as long as any other.
 
 # %%
 dense = sparse.masked(network, mask)
@@ -49,13 +49,15 @@ loss_masked.backward()
 conv2 = network.nodes["conv2"].transform.weight
 print("conv2.weight", conv2.shape, "(filters, kh, kw, channels in)")
 for c in range(3):
-    print(f"filter {c}: m = {int(mask[2 + c])}, largest |gradient| {np.abs(conv2.grad[c]).max():.4f}")
+    print(
+        f"filter {c}: m = {int(mask[2 + c])}, largest |gradient| {np.abs(conv2.grad[c]).max():.4f}"
+    )
 
 # %% [markdown]
-# Filter 1 of conv2 has m = 0, and its gradient is 0: not small, but exactly 0, as
-# ∂ℓ/∂F_c = ∂ℓ/∂x_out,c · m_c x_in. The same zero stops the error on its way down: what arrives at the
-# input of a pruned channel is ∂ℓ/∂x_out,c · m_c = 0. And along the input axis, weights that
-# read the pruned channel 1 of conv1 see only zeros, so their gradients must vanish too.
+# Filter 1 of conv2 has m = 0, and its gradient is 0: not small, but exactly 0, as ∂ℓ/∂F_c =
+# ∂ℓ/∂x_out,c · m_c x_in. The same zero stops the error on its way down: what arrives at the input
+# of a pruned channel is ∂ℓ/∂x_out,c · m_c = 0. And along the input axis, weights that read the
+# pruned channel 1 of conv1 see only zeros, so their gradients must vanish too.
 
 # %%
 print("gradient by input channel:", np.abs(conv2.grad).sum(axis=(0, 1, 2)).round(2))
@@ -120,9 +122,10 @@ for (name, a), (_, b) in zip(*(twin.named_parameters() for twin in twins), stric
 print("masked and cut leave the same weights, to 1e-12")
 
 # %% [markdown]
-# **Exercise 1.** Write `f(keep_out, keep_in)` that returns how many weights of a 3×3 convolution are live.
-# **Exercise 2.** A gradient step with a mask, then one with another: which entries may have moved
-# after both? Write `f(out_a, in_a, out_b, in_b)`, boolean vectors, that returns a boolean (c_out, c_in).
+# **Exercise 1.** Write `f(keep_out, keep_in)` that returns how many weights of a 3×3 convolution
+# are live. **Exercise 2.** A gradient step with a mask, then one with another: which entries may
+# have moved after both? Write `f(out_a, in_a, out_b, in_b)`, boolean vectors, that returns a
+# boolean (c_out, c_in).
 
 
 # %%
@@ -141,4 +144,8 @@ def check_moved(answer):
     if np.array_equal(got, np.outer(a | b, ~a | ~b)):
         return "wrong: row 0 is live in step a only, column 0 in step b only; they never met"
     right = np.array_equal(got, np.outer(a, ~a) | np.outer(b, ~b))
-    return "right: a union of two blocks, no block itself" if right else "wrong: each step moves rows × columns"
+    return (
+        "right: a union of two blocks, no block itself"
+        if right
+        else "wrong: each step moves rows × columns"
+    )

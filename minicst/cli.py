@@ -18,6 +18,7 @@ from rich.console import Console
 
 from minicst.bench import BenchSettings
 from minicst.counts import MacsSettings
+from minicst.explore.command import ExploreSettings
 from minicst.graph import GraphSettings
 from minicst.info import InfoSettings
 from minicst.inspect_step import StepSettings
@@ -44,6 +45,7 @@ def command_type(defaults: TrainSettings) -> Any:
     return (
         Annotated[TrainSettings, train]
         | Annotated[LessonSettings, tyro.conf.subcommand("lesson")]
+        | Annotated[ExploreSettings, tyro.conf.subcommand("explore")]
         | Annotated[RecipesSettings, tyro.conf.subcommand("recipes")]
         | Annotated[StepSettings, tyro.conf.subcommand("step")]
         | Annotated[MacsSettings, tyro.conf.subcommand("macs")]
@@ -156,6 +158,8 @@ def run(command: Any, console: Console) -> int:
         from minicst.lessons.command import run_lesson
 
         return run_lesson(command, console)
+    if isinstance(command, ExploreSettings):
+        return _explore(command, console)
     if isinstance(command, StepSettings):
         return _step(command, console)
     if isinstance(command, MacsSettings):
@@ -307,6 +311,15 @@ def _graph(settings: GraphSettings, console: Console) -> int:
 
     _check_target(settings.out, "--out")
     _print_plain(console, f"picture {save_graph(settings)}")
+    return 0
+
+
+def _explore(settings: ExploreSettings, console: Console) -> int:
+    from minicst.explore.command import run_explore
+
+    path = run_explore(settings, lambda text: _print_plain(console, text))
+    if path is not None:
+        _print_plain(console, f"written: {path}")
     return 0
 
 

@@ -17,8 +17,8 @@ print(check_live_weights(right_live_weights))
 
 
 # %% [markdown]
-# Each step moves the block of its live rows and live columns; two blocks needn't make a block. This is
-# why a paste can't write whole rows.
+# Each step moves the block of its live rows and live columns; two blocks needn't make a block. This
+# is why a paste can't write whole rows.
 
 
 # %%
