@@ -122,7 +122,7 @@ for another in (x * y + x, sum([1.0] * 5000, x)):  # x + 1 + ... + 1
     print(f"another pass, x.grad = {x.grad:.0f}")
 
 # %% [markdown]
-# **A network.** 64 digits of 8×8 pixels, 64 → 16 → 10, ℓ = (1/64) Σ (logit − target)². Its nine
+# **A network.** 64 digits of 8×8 pixels, 64 → 16 → 10, ℓ = (1/64) Σ (logit - target)². Its nine
 # operations are printed from the end, as backward walks them. A matrix product takes one product
 # forward and one for each input that needs a gradient. The last one needs both, 2·64·16·10 = 20,480
 # multiply-adds; the first reads images, which need none: 64·64·16 = 65,536, no more than forward.
@@ -170,7 +170,7 @@ def check_divide(answer):
     if np.shape(to_b) != (3,):
         return f"wrong: b is (3,), its gradient {np.shape(to_b)}: sum what was broadcast"
     right = np.allclose(to_a, g / b) and np.allclose(to_b, -(g * a / b**2).sum(axis=0))
-    return "right: g / b and −Σ g·a / b²" if right else "wrong: ∂/∂a is 1/b, ∂/∂b is −a / b²"
+    return "right: g / b and -Σ g·a / b²" if right else "wrong: ∂/∂a is 1/b, ∂/∂b is -a / b²"
 
 
 def check_runs(answer):

@@ -22,10 +22,10 @@ from minicst import Function, Tensor, gradcheck
 plt.style.use("minicst.style")
 
 # %% [markdown]
-# **The step.** (f(x + h) − f(x − h)) / 2h is off by h²·f‴/6, *truncation*. Floating point adds
+# **The step.** (f(x + h) - f(x - h)) / 2h is off by h²·f‴/6, *truncation*. Floating point adds
 # *rounding*: f carries a relative error of about ε = 2.2e-16, which is divided by h. Small h trades
 # one for the other; the sum h²/6 + ε/h, relative for f = eˣ, is least at h = ∛(3ε), about 1e-5. The
-# one-sided (f(x + h) − f(x)) / h has truncation h/2 and does worse; and in float32, ε = 1.2e-7, so
+# one-sided (f(x + h) - f(x)) / h has truncation h/2 and does worse; and in float32, ε = 1.2e-7, so
 # no digit beyond the fifth can be checked. Truncation at h = 0.01 must be 0.01²/6 = 1.7e-5.
 
 
@@ -58,7 +58,7 @@ legend = ax.legend(ncols=2)
 # number checks them all: draw a direction v in the input and a gradient u from above (a
 # *cotangent*), and compare ⟨u, J v⟩, which takes two forward passes, with ⟨Jᵀu, v⟩, one backward
 # pass. A wrong entry hides only if the draws happen to miss it. Below, the function is batch norm
-# without scale and shift: each channel gets y = (x − mean) / √(var + ε). Lesson 04 derives the
+# without scale and shift: each channel gets y = (x - mean) / √(var + ε). Lesson 04 derives the
 # rule.
 
 
@@ -77,7 +77,7 @@ def error_of(rule, u, h=1e-5):
     return abs(np.sum(rule(u, x) * v) - numeric) / max(1, abs(numeric))
 
 
-rng = np.random.default_rng(2)  # not 0, the seed of gradcheck: see exercise 1
+rng = np.random.default_rng(2)  # another seed than gradcheck's 0
 x, v, u = rng.standard_normal((3, 64, 8))
 print(f"the rule, random u: error below 1e-8: {error_of(rule, u) < 1e-8}")
 
@@ -125,7 +125,7 @@ except ValueError as error:
 
 # %% [markdown]
 # **Kinks.** ReLU has no slope at 0, and a difference across 0 gives neither side's: at x = 0.3 h it
-# is (1.3 h − 0) / 2h = 0.65, where the rule says 1, so a right rule fails the check. A smaller step
+# is (1.3 h - 0) / 2h = 0.65, where the rule says 1, so a right rule fails the check. A smaller step
 # makes that rarer. For networks one therefore goes below the best step of smooth functions:
 # `gradcheck` takes h = 1e-6, and names a kink among its suspects.
 
@@ -172,4 +172,4 @@ def check_step(answer):
         return "right: h = √(2ε), 2e-8; the error is no better than that"
     if 1e-6 <= answer <= 5e-5:
         return "wrong: that's ∛(3ε), of the central difference"
-    return "wrong: set the derivative 1/2 − ε/h² to zero"
+    return "wrong: set the derivative 1/2 - ε/h² to zero"

@@ -14,9 +14,9 @@
 # %% [markdown]
 # Images here are *channels last*: x is (n, h, w, c). A filter W[o] reads a window of kh × kw pixels
 # in all channels, and slides over the image with stride s, past p zeros on each side: out[i, y, z,
-# o] = Σ x[i, y·s + a − p, z·s + b − p, c] · W[o, a, b, c], summed over a, b and c. **im2col**
+# o] = Σ x[i, y·s + a - p, z·s + b - p, c] · W[o, a, b, c], summed over a, b and c. **im2col**
 # writes each window as a row; then out = cols Wᵀ, with W as a matrix of one filter a row. Along an
-# axis there are ⌊(size + 2p − k) / s⌋ + 1 windows.
+# axis there are ⌊(size + 2p - k) / s⌋ + 1 windows.
 
 # %%
 import numpy as np
@@ -36,7 +36,7 @@ def im2col(x, k, stride=1, padding=0):
 
 # %% [markdown]
 # 64 digits of 8×8, then the shape of the small network's second convolution: 2 channels in, 3
-# filters of 3×3, p = 1. oh = 8 + 2 − 3 + 1 = 8, so there are 64·8·8 = 4096 windows of 3·3·2 = 18
+# filters of 3×3, p = 1. oh = 8 + 2 - 3 + 1 = 8, so there are 64·8·8 = 4096 windows of 3·3·2 = 18
 # numbers, and a product of (4096, 18) with (18, 3). The definition, one number at a time, agrees.
 
 # %%
@@ -82,8 +82,8 @@ count = col2im(im2col(ones, 3, padding=1), ones.shape, 3, padding=1)[0, :, :, 0]
 print("windows of a pixel in the corner, at the edge, inside:", *count[[0, 0, 3], [0, 3, 3]])
 
 # %% [markdown]
-# **The flip.** At stride 1, pixel q of the input gets g[q + p − a] W[a], summed over a. That is a
-# convolution too: of g, with the kernel turned by 180°, channels exchanged and padding k − 1 − p.
+# **The flip.** At stride 1, pixel q of the input gets g[q + p - a] W[a], summed over a. That is a
+# convolution too: of g, with the kernel turned by 180°, channels exchanged and padding k - 1 - p.
 # minicst takes that way where it is faster: it gathers instead of adding 9 times.
 
 # %%
@@ -154,7 +154,7 @@ def check_windows(answer):
             if got == count - 1:
                 return f"wrong: {case} gives {got}; the window at the start counts too, so + 1"
             return f"wrong: {case} gives {got}, not {count}; a window must fit in as a whole"
-    return "right: ⌊(size + 2·padding − k) / stride⌋ + 1"
+    return "right: ⌊(size + 2·padding - k) / stride⌋ + 1"
 
 
 def check_macs(answer):

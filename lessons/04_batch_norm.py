@@ -26,14 +26,14 @@ gamma, beta = np.array([1.0, 0.5, 2.0]), np.array([0.0, 3.0, -1.0])
 
 # %% [markdown]
 # **Training.** Each channel is normalized over the N numbers that it has in the batch, all pixels
-# of all images: x̂ = (x − μ) / σ, with μ the mean and σ = √(var + ε), ε = 1e-5. Then out = γ x̂ +
+# of all images: x̂ = (x - μ) / σ, with μ the mean and σ = √(var + ε), ε = 1e-5. Then out = γ x̂ +
 # β, with γ and β learned. So whatever comes in, what goes out has mean β and standard deviation γ:
-# below 0, 3, −1 and 1, 0.5, 2.
+# below 0, 3, -1 and 1, 0.5, 2.
 
 
 # %%
 def normalize(x, gamma, beta, eps=1e-5):
-    inv_std = 1 / np.sqrt(x.var(axis=0) + eps)  # divided by N, not N − 1
+    inv_std = 1 / np.sqrt(x.var(axis=0) + eps)  # divided by N, not N - 1
     x_hat = (x - x.mean(axis=0)) * inv_std
     return gamma * x_hat + beta, x_hat, inv_std
 
@@ -43,8 +43,8 @@ print("mean", out.mean(axis=0).round(3) + 0.0, "standard deviation", out.std(axi
 
 # %% [markdown]
 # **Backward.** x_i acts in three ways: by itself, through μ and through σ. As ∂μ/∂x_i = 1/N and
-# ∂σ/∂x_i = x̂_i/N, ∂x̂_j/∂x_i = (δ_ij − 1/N − x̂_j x̂_i/N) / σ. Times γ g_j and summed over j:
-# ∂ℓ/∂x_i = (γ/σ) (g_i − mean(g) − x̂_i mean(g x̂)); and ∂ℓ/∂γ = Σ g x̂, ∂ℓ/∂β = Σ g. The second
+# ∂σ/∂x_i = x̂_i/N, ∂x̂_j/∂x_i = (δ_ij - 1/N - x̂_j x̂_i/N) / σ. Times γ g_j and summed over j:
+# ∂ℓ/∂x_i = (γ/σ) (g_i - mean(g) - x̂_i mean(g x̂)); and ∂ℓ/∂γ = Σ g x̂, ∂ℓ/∂β = Σ g. The second
 # term removes what g has along 1, the third what it has along x̂ (up to ε): lesson 02's two blind
 # directions. So Σ ∂ℓ/∂x = 0 and Σ x̂ ∂ℓ/∂x = 0.000.
 
@@ -56,9 +56,9 @@ print(f"Σ x̂ ∂ℓ/∂x {abs((x_hat * grad_x).sum(axis=0)).max():.3f}")
 
 # %% [markdown]
 # **Evaluation.** One image must not depend on others, so μ and var are replaced by running ones:
-# running ← 0.9 running + 0.1 batch, from 0 and 1, the batch's variance times N / (N − 1) (unbiased,
-# as in PyTorch). After one batch of mean 5 the running mean is 0.5, after 30 it is 5 (1 − 0.9³⁰) =
-# 4.8. With μ and σ constant batch norm is affine, a x + b with a = γ/σ and b = β − a μ, and
+# running ← 0.9 running + 0.1 batch, from 0 and 1, the batch's variance times N / (N - 1) (unbiased,
+# as in PyTorch). After one batch of mean 5 the running mean is 0.5, after 30 it is 5 (1 - 0.9³⁰) =
+# 4.8. With μ and σ constant batch norm is affine, a x + b with a = γ/σ and b = β - a μ, and
 # backward has one term, a g. The package's one function for both modes must agree with all of this.
 
 # %%
@@ -126,8 +126,8 @@ for name, form in {**forms, "cut": cut()}.items():
 # %% [markdown]
 # **How much.** Set β of *one* absent channel and all others to 0. ReLU clips a negative β: no leak.
 # A positive one in conv1 or conv2 shifts the next convolution by a constant, which that one's batch
-# norm subtracts again, but for the border, where windows hang over into zeros: a few hundredths of
-# a nat. What the last convolution leaks goes straight to the classifier: over 1 nat at β = 2.
+# norm subtracts again, but for the border, where windows hang over into zeros: at most a few
+# hundredths of a nat. What the last convolution leaks goes straight to the classifier: over 1 nat at β = 2.
 
 # %%
 fig, ax = plt.subplots()
@@ -161,7 +161,7 @@ def check_dead(answer):
     if np.allclose(got, np.maximum(beta, 0)):
         return "wrong: that's training, where the batch's own mean, 0, is subtracted"
     right = np.allclose(got, np.maximum(out, 0), atol=1e-4)
-    return "right: max(β − γ μ/σ, 0)" if right else "wrong: put x = 0 into a x + b, then ReLU"
+    return "right: max(β - γ μ/σ, 0)" if right else "wrong: put x = 0 into a x + b, then ReLU"
 
 
 def check_fold(answer):
@@ -172,4 +172,4 @@ def check_fold(answer):
     if not np.allclose(got, W * a[:, None, None, None], atol=1e-4):
         return "wrong: filter c, W[c], is multiplied by a_c = γ_c/σ_c"
     right = np.allclose(bias, m - 2 - a * m, atol=1e-4)
-    return "right: a W and β − a μ" if right else "wrong: the bias is β − a μ"
+    return "right: a W and β - a μ" if right else "wrong: the bias is β - a μ"

@@ -47,7 +47,7 @@ print(f"a step over its forward pass: {trace.executed_macs / 64 / 5934:.3f}")
 
 # %% [markdown]
 # On the right, what was *metered*: every executed product reports its size. In VGG-19 the first
-# layer is next to nothing: a step is 2.996 forward passes. The paper says f_D + 2 f_D.
+# layer is next to nothing: a step is 2.996 forward passes. The paper says fD + 2 fD.
 #
 # **Masked.** In a cut layer c_in and c_out are what is live. With lesson 05's mask, 1 of 2, 2 of 3
 # and 2 of 3 filters, conv2 costs ½·⅔ = ⅓. Layers *inside* have two such factors: ρ². The first and
@@ -100,9 +100,9 @@ ax.set_title("VGG-19 and a tied ResNet-20 cost ρ², the others between ρ² and
 _ = ax.legend(ncols=2)
 
 # %% [markdown]
-# **A step's cost.** Let r = f_S/f_D. Dense training takes 3 f_D; Algorithm 1 two sparse forward
-# passes and one sparse backward, 2 f_S + 2 f_S, which saves 3/(4r) [cost-ours]. GrowEfficient's
-# backward is dense: 3/(2 + r) < 1.5 [cost-grow]. By Sec. 3 a chain-rule method needs ρ f_D + 2 f_D
+# **A step's cost.** Let r = fS/fD. Dense training takes 3 fD; Algorithm 1 two sparse forward
+# passes and one sparse backward, 2 fS + 2 fS, which saves 3/(4r) [cost-ours]. GrowEfficient's
+# backward is dense: 3/(2 + r) < 1.5 [cost-grow]. By Sec. 3 a chain-rule method needs ρ fD + 2 fD
 # at least (lesson 08): 3/(2 + ρ) [sec3-cost]. At r = 4.94 %, ρ = √r = .22: 15.18x, 1.46x and 1.35x.
 #
 # **Where 15.28x comes from.** Table 4 prints 15.28x beside 4.94 %. Same formula, another r:
@@ -170,7 +170,7 @@ def check_backward(answer):
 
 
 def check_break_even(answer):
-    """answer(forwards, backwards): the largest f_S / f_D that pays."""
+    """answer(forwards, backwards): the largest fS / fD that pays."""
     ours, released = answer(2, 1), answer(2, 2)
     if np.isclose(ours, 1.0):
         return "wrong: a backward pass counts as two forward passes"

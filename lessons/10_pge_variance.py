@@ -133,7 +133,7 @@ for n in (1, 12, 732):
 
 # %%
 print("E (∇ ln p)² at s = 0.5, 0.1, 0.01:", [round(1 / (a * (1 - a)), 1) for a in (0.5, 0.1, 0.01)])
-moments = sparse.estimator_moments("pge", losses, s, 0.0)
+moments = sparse.estimator_moments("pge", losses, s, 0.0)  # α = 0, lesson 12
 assert np.allclose(moments.mean, gradient)
 assert abs(moments.total_variance - variance) < 1e-9
 shifted = sparse.estimator_moments("pge-moving-average", losses, s, 0.0, baseline=p @ losses)

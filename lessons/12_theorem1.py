@@ -117,10 +117,10 @@ _ = ax.legend()
 
 # %% [markdown]
 # **Remark 4: an adaptive step size**, long where a channel is undecided, short near 0 and 1. Under
-# SGD α = 1/2 multiplies channel 7's step by √(0.1 · 0.9) = 0.3. **Under Adam it does nearly
+# SGD α = 1/2 multiplies channel 7's step by √(0.1 · 0.9) = 0.3. **Under Adam it does next to
 # nothing:** Adam divides a running mean of the gradient by the root of a running mean of its
 # square. A factor c on a channel leaves c / √c² = 1, and Hᵅ is a factor that drifts slowly with s.
-# README, lesson 16: on a synthetic problem, with a learning rate chosen for each, α = 0 and 1/2
+# README: on a synthetic problem, with a learning rate chosen for each, α = 0 and 1/2
 # came 0.92 and 0.91 of the way to the best point under SGD, 0.82 and 0.91 with that of 1/2 for
 # both, as a step size would; under Adam 0.86 and 0.91, and on planted structure 0.67 to 0.68 for
 # all α.

@@ -143,7 +143,7 @@ class Window:
             return replace(state, keep_prob=(value, s2) if name == "s1" else (s1, value))
         if name in ("loss_a", "loss_b"):
             losses = list(state.losses)
-            losses[state.drawn[name == "loss_a"]] = value
+            losses[state.drawn[name == "loss_b"]] = value
             return replace(state, losses=(losses[0], losses[1], losses[2], losses[3]))
         field = {"alpha": "precondition_power", "eta": "keep_prob_lr", "K": "budget"}
         changes: dict[str, Any] = {field.get(name, name): value}

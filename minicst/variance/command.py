@@ -2,7 +2,7 @@
 
 Weights and mini-batch are fixed at each measuring point and masks are drawn, as in the paper's
 Figure 3 (right). Beside it stand E L^2 and V: their quotient is what the difference L(m) - L(m')
-alone takes off the variance.
+alone takes off the variance, near enough (exactly at s = 1/2).
 """
 
 from __future__ import annotations

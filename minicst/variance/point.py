@@ -117,7 +117,8 @@ def measure(
 
     - "variance" of a row: mean over the layer's channels of the sample variance, [value, se].
     - "reduction": quotients of these means, see REDUCTIONS; "predicted" from E L^2, V and s:
-      the difference alone takes off E L^2 / V, H^alpha alone the mean of 1 / (s (1 - s)).
+      the difference alone takes off about E L^2 / V (exactly so at s = 1/2), H^alpha alone the
+      mean of 1 / (s (1 - s)).
       H^alpha scales a channel's gradient and its standard deviation alike: it is a step size,
       and what it takes off the variance it takes off the squared signal of that channel too.
     - "bound": mean over the channels of (s (1 - s))^(2 alpha - 1) Vmax, of Theorem 1.
