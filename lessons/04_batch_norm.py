@@ -127,7 +127,8 @@ for name, form in {**forms, "cut": cut()}.items():
 # **How much.** Set β of *one* absent channel and all others to 0. ReLU clips a negative β: no leak.
 # A positive one in conv1 or conv2 shifts the next convolution by a constant, which that one's batch
 # norm subtracts again, but for the border, where windows hang over into zeros: at most a few
-# hundredths of a nat. What the last convolution leaks goes straight to the classifier: over 1 nat at β = 2.
+# hundredths of a nat. What the last convolution leaks goes straight to the classifier: over 1 nat
+# at β = 2.
 
 # %%
 fig, ax = plt.subplots()

@@ -2,9 +2,9 @@
 # # 16 · A training run: signal, or keep_prob's own noise?
 #
 # **You will see** that keep_prob goes to 0 and 1 with a coin in place of the losses just as it
-# does with them, so that polarising proves nothing: ask which channels it keeps.
+# does with them, so that polarizing proves nothing: ask which channels it keeps.
 #
-# **You need** lessons 12 (H^α), 14 (projection) and 15 (Algorithm 1 by hand).
+# **You need** lessons 12 (Hᵅ), 14 (projection) and 15 (Algorithm 1 by hand).
 #
 # **In the paper** Sec. 4.2.2 and App. B, keep_prob trained by Adam; α as an adaptive step size,
 # Remark 4 [remark4]. The coin and planted structure are not in the paper.
@@ -75,7 +75,7 @@ for name, (traces, good) in runs.items():
     print(f"{name:6}: share on good channels", " ".join(f"{share:.2f}" for share in shares))
 
 # %% [markdown]
-# **Why does a coin polarise?** s of a channel is a random walk: steps of about η, signs by chance.
+# **Why does a coin polarize?** s of a channel is a random walk: steps of about η, signs by chance.
 # After t steps it is √t η away, and where it hits 0 it stays. Half of the interval takes about t =
 # 1/(4η²) steps: 25 at η = .1, 280 at .03, 2,500 at .01. Here is the walk and nothing else: no
 # network, L(m) - L(m′) = ±1 by the coin, H^½ score, projection; 200 channels, K = 100.
@@ -116,9 +116,9 @@ flips = np.array([sparse.sample_mask(s, rng) != (s > 0.5) for _ in range(4000)])
 print(f"floor: {flips.mean():.1f} bits the other way; masks without any: {np.mean(flips == 0):.0%}")
 
 # %% [markdown]
-# **What does α do under Adam?** Nearly nothing. H^α multiplies each channel's gradient by a number
+# **What does α do under Adam?** Nearly nothing. Hᵅ multiplies each channel's gradient by a number
 # of its own, (s(1-s))^α; Adam divides each channel's gradient by the root of its own mean square,
-# and the number cancels. Under SGD it stays: the mean square of H^α ∇ ln p is `bound_factor`,
+# and the number cancels. Under SGD it stays: the mean square of Hᵅ ∇ ln p is `bound_factor`,
 # (s(1-s))^(2α-1), whose root at s = .01 is 10 for α = 0, 1 for 1/2 and .1 for 1.
 
 # %%

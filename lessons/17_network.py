@@ -120,7 +120,7 @@ print(f"fc1: {fc1.weight.size} weights of a {matrix.shape} matrix, the same prod
 # %% [markdown]
 # **A new sub-network only every T steps** (`--resample-every T`): the first step of a block is
 # Algorithm 1's, two losses and both updates; steps 2 to T train sub-network a alone, and s rests.
-# A step costs (3 + 1/T) f_S: 4.0, 3.1, 3.0 at T = 1, 10, 50, by the meter within 3%. T = 50 "would
+# A step costs (3 + 1/T) fS: 4.0, 3.1, 3.0 at T = 1, 10, 50, by the meter within 3%. T = 50 "would
 # not affect the final accuracy" (App. D); measured in 620 steps (README): 82, 78, 54%. Why? s is
 # updated 620/T times, by about Adam's learning rate (.1, cosine), and gets √Σlr² far with signs by
 # chance; to be decided it must go 1/2.
@@ -130,11 +130,11 @@ for T in (1, 10, 50):
     hyper = Hyper(keep_prob_lr=0.0, resample_every=T)
     method = CompletelySparse(clone(untrained), hyper, trainer.plan)
     traces = [method.train_step(batch) for batch in batches[:50]]
-    r = np.mean([t.cost_ratio for t in traces])  # f_S / f_D
+    r = np.mean([t.cost_ratio for t in traces])  # fS / fD
     share = sum(t.executed_macs for t in traces) / sum(t.dense_macs for t in traces)
     formula = 3 / (r * sparse.train_cost_saving(r, forwards=1 + 1 / T, backwards=1))
     rates = [0.1 * optim.schedule("cosine", t / 620) for t in range(0, 620, T)]
-    print(f"T = {T:2}: a step costs {formula:.1f} f_S, by the meter {3 * share / r:.1f}; ", end="")
+    print(f"T = {T:2}: a step costs {formula:.1f} fS, by the meter {3 * share / r:.1f}; ", end="")
     print(f"{len(rates)} updates in 620 steps, √Σlr² = {np.linalg.norm(rates):.2f}")
 
 # %% [markdown]
@@ -157,7 +157,7 @@ for a, b in zip(twins[0].parameters(), twins[1].parameters(), strict=True):
 print("a block of three steps by hand leaves the package's weights, to 1e-12")
 
 # %% [markdown]
-# **Exercise 1.** Write `f(r, T)`: the saving over dense training, 3 f_D a step, with r = f_S/f_D.
+# **Exercise 1.** Write `f(r, T)`: the saving over dense training, 3 fD a step, with r = fS/fD.
 # **Exercise 2.** `recalibrate` takes batch i in with momentum 1/i. What share of the stale
 # statistics would be left after 16 batches with batch norm's usual .1?
 
@@ -167,7 +167,7 @@ def check_saving(answer):
     """answer(r, T): the saving over dense training."""
     got = answer(0.25, 5)
     if np.isclose(got, 3 / (0.25 * 4 / 5)):
-        return "wrong: only the second forward pass is saved; the other 3 f_S come every step"
+        return "wrong: only the second forward pass is saved; the other 3 fS come every step"
     right = np.isclose(got, 3 / (0.25 * 3.2))
     return "right: 3/(r (3 + 1/T))" if right else f"wrong: {got:.3g}; the cost is r (3 + 1/T)"
 

@@ -21,7 +21,7 @@ print(check_backward(right_backward))
 
 
 # %% [markdown]
-# f_D + 2 f_D ≥ forwards · f_S + backwards · 2 f_S. With two backward passes, as the released code
+# fD + 2 fD ≥ forwards · fS + backwards · 2 fS. With two backward passes, as the released code
 # runs them, the method pays below r = ½ only.
 
 

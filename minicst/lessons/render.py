@@ -68,7 +68,8 @@ def _without_trailing_space(text: str) -> str:
 def _picture(lesson: Lesson, figure: Any, figures: dict[str, Any]) -> str:
     name = f"{lesson.path.stem}_{len(figures) + 1}.png"
     figures[name] = figure
-    titles = [figure.get_suptitle(), *(axes.get_title() for axes in figure.axes)]
+    whole = figure.get_suptitle()
+    titles = [whole] if whole else [axes.get_title() for axes in figure.axes]
     said = "; ".join(" ".join(title.split()) for title in titles if title)
     return f"![{said}]({name})"
 
