@@ -14,7 +14,7 @@ from typing import Any
 
 import minicst
 from minicst.lessons.find import all_lessons
-from minicst.lessons.render import PAGES
+from minicst.lessons.render import PAGES, index
 
 # Areas of the package in the order in which data flows, and what stands beside each on the site.
 AREAS = {
@@ -33,11 +33,13 @@ AREAS = {
     "minicst.randomness": "random streams named by a key",
 }
 
+CSS = "minicst.css"
 CONF = {
     "project": "minicst",
     "extensions": ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"],
     "html_theme": "furo",
     "html_title": "minicst",
+    "html_show_copyright": False,
     "default_role": "code",
     "napoleon_use_ivar": True,
     "autodoc_member_order": "bysource",
@@ -46,7 +48,13 @@ CONF = {
     # Types in signatures that several classes have an attribute of the name of: no harm.
     "suppress_warnings": ["ref.python"],
     "exclude_patterns": [],
+    "html_static_path": ["_static"],
+    "html_css_files": [CSS],
 }
+# What a lesson printed is told from its code by a bar.
+STYLE = """.highlight-text pre { border-left: 4px solid #0072b2; }
+.document img { background: white; }
+"""
 
 
 def build_site(folder: Path, target: Path, says: Callable[[str], None]) -> None:
@@ -99,58 +107,59 @@ def build_site(folder: Path, target: Path, says: Callable[[str], None]) -> None:
 
 def _write_sources(folder: Path, source: Path) -> None:
     """Write what Sphinx reads: index, README, the lessons' pages, a page of API for each area."""
-    root = folder.parent
-    pages = folder / PAGES
-    lessons = all_lessons(folder)
+    pages, lessons = folder / PAGES, all_lessons(folder)
     missing = [x.path.stem for x in lessons if not (pages / f"{x.path.stem}.md").is_file()]
     if missing:
         raise ValueError(f"no page of {', '.join(missing)}: first minicst lesson --render all")
     shutil.copytree(pages, source / "lessons", ignore=shutil.ignore_patterns("README.md"))
-    for name in ("solutions",):
-        shutil.copytree(folder / name, source / "_files" / name, ignore=_no_cache)
+    shutil.copytree(folder / "solutions", source / "_files" / "solutions", ignore=_no_cache)
     for lesson in lessons:
         shutil.copy(lesson.path, source / "_files" / lesson.path.name)
         page = source / "lessons" / f"{lesson.path.stem}.md"
-        page.write_text(
-            page.read_text(encoding="utf-8")
-            .replace("(../../README.md#", "(../overview.md#")
-            .replace("(../solutions/", "(../_files/solutions/")
-            .replace(f"(../{lesson.path.name})", f"(../_files/{lesson.path.name})"),
-            encoding="utf-8",
-        )
-    (source / "api").mkdir()
-    (source / "lessons.md").write_text(
-        _toc("Lessons", [f"lessons/{lesson.path.stem}" for lesson in lessons]), encoding="utf-8"
-    )
+        text = page.read_text(encoding="utf-8")
+        text = text.replace("(../../README.md#", "(../overview.md#")
+        text = text.replace("(../solutions/", "(../_files/solutions/")
+        _write(page, text.replace(f"(../{lesson.path.name})", f"(../_files/{lesson.path.name})"))
+    stems = [f"lessons/{lesson.path.stem}" for lesson in lessons]
+    table = re.sub(r"\]\((\w+\.md)\)", r"](lessons/\1)", index(lessons))
+    _write(source / "lessons.md", f"{table}\n{_tree(*stems, hidden=True)}")
     for area, says in AREAS.items():
-        (source / "api" / f"{area}.md").write_text(_api_page(area, says), encoding="utf-8")
-    (source / "api.md").write_text(_toc("API", [f"api/{area}" for area in AREAS]), encoding="utf-8")
-    _write_overview(root, source)
-    (source / "index.md").write_text(
-        (minicst.__doc__ or "").replace("minicst:", "# minicst\n\n", 1)
-        + "\n\n"
-        + _tree("overview", "lessons", "api"),
-        encoding="utf-8",
+        _write(source / "api" / f"{area}.md", _api_page(area, says))
+    rows = "\n".join(f"| [{area}](api/{area}.md) | {says} |" for area, says in AREAS.items())
+    table = f"# API\n\n| module | |\n|---|---|\n{rows}\n"
+    _write(source / "api.md", f"{table}\n{_tree(*(f'api/{area}' for area in AREAS), hidden=True)}")
+    _write_overview(folder.parent, source)
+    said = (minicst.__doc__ or "").removeprefix("minicst: ").strip()
+    _write(
+        source / "index.md",
+        f"# minicst\n\n{said[0].upper()}{said[1:]}\n\n"
+        "- [Overview](overview.md): what it does, what was measured, what held\n"
+        "- [Lessons](lessons.md): the whole paper, step by step\n"
+        "- [API](api.md): every module, with formulas and sources\n\n"
+        + _tree("overview", "lessons", "api", hidden=True),
     )
+    _write(source / "_static" / CSS, STYLE)
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text, encoding="utf-8")
 
 
 def _no_cache(folder: str, names: list[str]) -> list[str]:
     return [name for name in names if name == "__pycache__"]
 
 
-def _toc(title: str, pages: list[str]) -> str:
-    return f"# {title}\n\n{_tree(*pages)}"
-
-
-def _tree(*pages: str) -> str:
-    return "\n".join(["```{toctree}", ":maxdepth: 1", "", *pages, "```", ""])
+def _tree(*pages: str, hidden: bool = False) -> str:
+    options = [":hidden:"] if hidden else [":maxdepth: 1"]
+    return "\n".join(["```{toctree}", *options, "", *pages, "```", ""])
 
 
 def _write_overview(root: Path, source: Path) -> None:
     """README with its pictures, its links into the lessons turned to the site's pages."""
     readme = root / "README.md"
     if not readme.is_file():  # an installation has lessons, no README
-        (source / "overview.md").write_text("# Overview\n", encoding="utf-8")
+        _write(source / "overview.md", "# Overview\n")
         return
     text = readme.read_text(encoding="utf-8")
     for picture in sorted(set(re.findall(r"\]\((figures/[^)]+)\)", text))):
@@ -159,7 +168,7 @@ def _write_overview(root: Path, source: Path) -> None:
             shutil.copy(root / picture, source / picture)
     text = text.replace("(lessons/pages/README.md)", "(lessons.md)")
     text = text.replace("(lessons/pages/", "(lessons/")
-    (source / "overview.md").write_text(text, encoding="utf-8")
+    _write(source / "overview.md", text.replace("# minicst\n", "# Overview\n", 1))
 
 
 def _api_page(area: str, says: str) -> str:
