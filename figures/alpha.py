@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import Results, choose, new_figure, save_figure, script, spread
+from common import Results, choose, script, spread
 from planted import train_planted
 from synthetic import Problem, best_point, descend, draw_problem, swapped
 
 from minicst.backend import get_backend
+from minicst.pictures import new_figure, save_figure
 from minicst.settings import TrainSettings
 
 ESTIMATORS = ("vr-pge", "vr-pge-symmetric")

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import Results, new_figure, save_figure, script
+from common import Results, script
 
 from minicst.job import prepare
+from minicst.pictures import new_figure, save_figure
 from minicst.settings import TrainSettings
 from minicst.sparse.accounting import count_macs
 from minicst.sparse.expected import expected_macs, linear_macs_cost

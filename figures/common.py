@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from minicst.checkpoint import write_text
+from minicst.pictures import in_style
 
 HERE = Path(__file__).parent
 
@@ -122,18 +121,6 @@ def choose(values_by_option: dict[str, list[float]]) -> dict[str, Any]:
     return {"chosen": best, "at_an_end": best in ends, "means": means}
 
 
-def new_figure(width: float, height: float) -> Figure:
-    """Return a figure that needs no display."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write the picture, the same bytes for the same data."""
-    figure.savefig(path, dpi=110, metadata={"Software": None})
-
-
 def band(axis: Any, x: Any, curves: Any, label: str, color: str, **style: Any) -> None:
     """Draw the mean of curves (n_seeds, n_points) and the range between smallest and largest."""
     curves = np.asarray(curves, float)
@@ -173,7 +160,7 @@ def script(
             measure(path, options.quick)
         if not path.exists():
             raise ValueError(f"there is no {path.name} in {options.out}: measure with --run")
-        draw(json.loads(path.read_text()), path.with_suffix(".png"))
+        in_style(draw)(json.loads(path.read_text()), path.with_suffix(".png"))
     except (OSError, ValueError) as error:
         parser.error(str(error))
     print(path.with_suffix(".png"))

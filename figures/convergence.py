@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import Results, band, choose, new_figure, save_figure, script, select, spread
+from common import Results, band, choose, script, select, spread
 from synthetic import (
     Problem,
     best_point,
@@ -27,6 +27,7 @@ from synthetic import (
 )
 
 from minicst.backend import get_backend
+from minicst.pictures import new_figure, save_figure
 
 ESTIMATORS = ("vr-pge", "vr-pge-symmetric", "vr-pge-multi", "disarm", "pge", "coin")
 KINDS = ("linear", "redundant", "teams")

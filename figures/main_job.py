@@ -9,9 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from common import Results, new_figure, save_figure, script, select, spread
+from common import Results, script, select, spread
 
 from minicst.job import prepare
+from minicst.pictures import new_figure, save_figure
 from minicst.settings import TrainSettings
 from minicst.training import train
 

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import Results, choose, new_figure, save_figure, script, select, spread
+from common import Results, choose, script, select, spread
 
 from minicst.job import prepare
 from minicst.methods.base import evaluate
+from minicst.pictures import new_figure, save_figure
 from minicst.planted import METHODS, PlantedSettings, good_channels, good_share, run_planted
 from minicst.settings import TrainSettings
 from minicst.sparse.rules import RULES

@@ -13,10 +13,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import Results, new_figure, save_figure, script, select, spread
+from common import Results, script, select, spread
 
 from minicst.job import Job, prepare
 from minicst.methods.trace import StepTrace
+from minicst.pictures import new_figure, save_figure
 from minicst.settings import TrainSettings
 from minicst.training import Silent, train
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from bench_tables import caption, script
-from common import new_figure, save_figure
 
 from minicst.bench.paper import ROWS
+from minicst.pictures import in_style, new_figure, save_figure
 
 TICKS = (1, 2, 3, 5, 8, 15, 30, 50)
 
@@ -35,6 +35,7 @@ def extract(results: dict[str, Any]) -> dict[str, Any]:
     return {"paper": paper, "minicst": ours}
 
 
+@in_style
 def draw(data: dict[str, Any], path: Path) -> None:
     """Draw time saving over the saving by the paper's formula, both logarithmic."""
     figure = new_figure(7, 5.2)

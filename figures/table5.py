@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 from bench_tables import caption, script
-from common import new_figure, save_figure
 
 from minicst.bench.paper import DENSE, ROWS
+from minicst.pictures import in_style, new_figure, save_figure
 
 
 def extract(results: dict[str, Any]) -> dict[str, Any]:
@@ -47,6 +47,7 @@ def passes(phases: dict[str, Any]) -> dict[str, float]:
     return {"forward": forward, "backward": phases["backward"]["seconds"]}
 
 
+@in_style
 def draw(data: dict[str, Any], path: Path) -> None:
     """Draw both times over the share of MACs that ran, all logarithmic."""
     figure = new_figure(9.5, 4.4)

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+
+from minicst.pictures import in_style, new_figure, save_figure
 
 
+@in_style
 def plot_curves(
     history: list[dict[str, Any]], keep_prob: dict[str, np.ndarray] | None, path: Path
 ) -> None:
@@ -22,8 +23,7 @@ def plot_curves(
     """
     epochs = [row["epoch"] for row in history]
     sparse = keep_prob is not None
-    figure = Figure(figsize=(11, 7) if sparse else (11, 3.8), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(11, 7 if sparse else 3.8)
     axes = np.atleast_1d(figure.subplots(2 if sparse else 1, 2)).reshape(-1)
 
     axes[0].plot(epochs, [row["loss_a"] for row in history], label="L(m)")
@@ -53,13 +53,13 @@ def plot_curves(
         axes[3].set(ylabel="final keep_prob, sorted in each group", ylim=(-0.03, 1.03))
     for axis in axes:
         axis.grid(alpha=0.3)
-    figure.savefig(path, dpi=110, metadata={"Software": None})
+    save_figure(figure, path)
 
 
+@in_style
 def plot_planted(results: dict[str, Any], path: Path) -> None:
     """Draw shares on good channels and accuracies of a planted run, one point a seed."""
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(10, 4)
     left, right = figure.subplots(1, 2)
     labels = list(results["methods"])
     for axis, key, name in (
@@ -80,4 +80,4 @@ def plot_planted(results: dict[str, Any], path: Path) -> None:
         f"planted noise in half of the channels: {results['network']} on {results['data']}, keep "
         f"rate {results['keep_rate']:g}, {results['epochs']} epochs, {seeds} seeds (bar: mean)"
     )
-    figure.savefig(path, dpi=110, metadata={"Software": None})
+    save_figure(figure, path)

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from minicst.pictures import in_style, new_figure, save_figure
 from minicst.variance.report import at_two_passes, entries
 
 LABELS = {
@@ -19,6 +19,7 @@ LABELS = {
 }
 
 
+@in_style
 def plot_properties(results: dict[str, Any], path: Path) -> None:
     """Draw E L^2, V and Vmax over epochs, and the ratios E L^2 / V and Vmax / V.
 
@@ -26,8 +27,7 @@ def plot_properties(results: dict[str, Any], path: Path) -> None:
         results: of measure_training().
         path: of the .png.
     """
-    figure = Figure(figsize=(11, 5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(11, 5)
     left, right = figure.subplots(1, 2)
     points = results["points"]
     epochs = [point["epoch"] for point in points]
@@ -53,9 +53,10 @@ def plot_properties(results: dict[str, Any], path: Path) -> None:
     right.set(yscale="log", xlabel="epoch", ylabel="ratio")
     figure.legend(loc="outside lower center", ncols=4, fontsize=8)
     _title(figure, results, left, right)
-    figure.savefig(path, dpi=110, metadata={"Software": None})
+    save_figure(figure, path)
 
 
+@in_style
 def plot_variance(results: dict[str, Any], path: Path) -> None:
     """Draw variances per layer, the reduction over training, and all estimators.
 
@@ -63,8 +64,7 @@ def plot_variance(results: dict[str, Any], path: Path) -> None:
         results: of measure_training() or run_variance().
         path: of the .png.
     """
-    figure = Figure(figsize=(12, 8.8), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(12, 8.8)
     halves: Any = figure.subfigures(2, 1)
     above, below = halves
     points = [p for p in results["points"] if p["all"]["variance"]]
@@ -79,7 +79,7 @@ def plot_variance(results: dict[str, Any], path: Path) -> None:
     _reductions(over_time, results["points"])
     _estimators(others, results, shown)
     _title(figure, results, *top, over_time, others)
-    figure.savefig(path, dpi=110, metadata={"Software": None})
+    save_figure(figure, path)
 
 
 def _layers(axis: Axes, point: dict[str, Any]) -> None:
