@@ -104,7 +104,9 @@ for position, form in forms.items():
 # With the mask after batch norm, on γ and β too, the masked network computes what the cut one does;
 # with the mask on the filter it doesn't, though it is counted as if the channel were absent. The
 # filter's own gradient is 0 either way, as Sec. 4.2.1 says. But on the filter, β of the absent
-# channel (bit 2 of conv3) gets a gradient: the error arrives at a channel that should not be there.
+# channel 2 of conv3 gets a gradient: the error arrives at a channel that should not be there. (The
+# loss is *cross-entropy*: ten outputs x, the logits, become probabilities eˣ / Σ eˣ; the loss is
+# -ln of the right class's, averaged over images. Its unit is the nat.)
 
 
 # %%

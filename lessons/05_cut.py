@@ -25,10 +25,12 @@ print(network)
 
 # %% [markdown]
 # This is the network that most lessons share: three convolutions with 2, 3 and 3 filters, each with
-# batch norm and ReLU, and a linear classifier. Its 2 + 3 + 3 = 8 filters are *maskable*: mask bit
-# m_c says whether filter c is there. One flat vector m holds all 8 bits, group by group, in the
-# order in which data meets them. Three zeros below switch off one filter of each convolution, so 5
-# channels stay live.
+# batch norm and ReLU (together a *unit*), and a linear classifier. Its 2 + 3 + 3 = 8 filters are
+# *maskable*: mask bit m_c says whether filter c is there. Filters with one stretch of bits are a
+# *group*, here those of one convolution. One flat vector m holds all 8 bits, counted from 0, group
+# by group, in the order in which data meets them. Three zeros below switch off one filter of each
+# convolution, so 5 channels stay live. (The network is float64, so that equalities show to 1e-12;
+# training is in float32.)
 
 # %%
 mask = np.array([1, 0, 1, 0, 1, 1, 1, 0], bool)
@@ -69,7 +71,8 @@ print("elsewhere:", np.count_nonzero(conv2.grad) - np.count_nonzero(conv2.grad[l
 # **Cut: the speed.** If absent rows and columns only ever see zeros, leave them out. Cutting a
 # convolution takes the live rows (its own bits) and the live columns (the bits of whom it reads):
 # W[keep_out][:, :, :, keep_in]. With 2 of 3 filters and 1 of 2 inputs live, conv2 keeps
-# 2·9·1 = 18 of its 3·9·2 = 54 weights: a third, ρ_out · ρ_in, which is what "about ρ²" means.
+# 2·9·1 = 18 of its 3·9·2 = 54 weights: a third, ρ_out · ρ_in with ρ the *keep rate*, the share of
+# filters that are live. If it is the same everywhere, that's Remark 1's "roughly" ρ².
 
 # %%
 keep_out, keep_in = np.flatnonzero(mask[2:5]), np.flatnonzero(mask[0:2])
@@ -92,9 +95,11 @@ print("losses differ by less than 1e-12:", abs(loss_masked.item() - loss_cut.ite
 print("gradients too:", np.abs(small.grad - conv2.grad[live]).max() < 1e-12)
 
 # %% [markdown]
-# **Paste** writes the updated live entries back; all others stay as they are, weight decay and
-# momentum included: what is absent is frozen. With 18 of 54 weights live, a step of SGD on the cut
-# network changes exactly 18 numbers of the full conv2.
+# **Paste** writes the updated live entries back: weights, γ and β, running statistics, and momentum
+# (SGD steps along a decaying sum of gradients). All others stay as they are: what is absent is
+# frozen, weight decay (a pull towards 0) passes it by, its momentum waits. The paper says that
+# absent filters need no update, and nothing of momentum. With 18 of 54 weights live, a step of SGD
+# on the cut network changes exactly 18 numbers of the full conv2.
 
 # %%
 optimizer = optim.SGD(network, lr=0.1, momentum=0.9, weight_decay=1e-4)

@@ -28,10 +28,10 @@ for name in list(network.nodes)[:4]:
     print(name, "<-", *network.inputs[name], "| group", network.nodes[name].group)
 
 # %% [markdown]
-# A residual block adds what two convolutions compute, the *branch*, to what came in, the *stream*.
-# The add has no mask. A channel of the sum is absent only if it is in every input, so it is live
-# where **any** writer is: the union. The stem and the three blocks of stage 1 are w = 4 writers. If
-# each keeps a channel with probability ρ, none does with (1-ρ)ʷ, so the live share is 1 - (1-ρ)ʷ:
+# ResNet-20: a first convolution, the *stem*, then three *stages* of three blocks. A block adds what
+# two convolutions compute, the *branch*, to what came in, the *stream*. A channel of the sum is
+# absent only if it is in every input, so live where **any** writer is: the union. Stage 1 has w = 4
+# writers, stem and blocks; if each has a channel with chance ρ, the live share is 1 - (1-ρ)ʷ:
 # for ρ = ½, writer by writer, ½, ¾, ⅞, 15⁄16. Stage 2 starts with two, branch and shortcut.
 
 # %%

@@ -63,7 +63,7 @@ print(f"all: {small.macs / dense.macs:.3f}; rho = 5/8, rho^2 = {(5 / 8) ** 2:.3f
 # **In expectation** masks of different groups are independent, so E[k_in k_out] = E k_in · E k_out.
 # Were both sides one group, Var k would come on top: E k² = (E k)² + Var k; no layer of ours is
 # wired so (a depthwise one has one factor). In vgg-small (32, 48, 64 filters) at ρ = ½: 16·24 =
-# 384, but 24² + 48·¼ = 588. The budget bounds the mean, single masks scatter.
+# 384, but 24² + 48·¼ = 588. The budget K = ρn bounds the mean number of channels, not one mask's.
 
 # %%
 vgg_small, shape = models.build("vgg-small", in_channels=1), (28, 28, 1)
@@ -100,14 +100,14 @@ ax.set_title("VGG-19 and a tied ResNet-20 cost ρ², the others between ρ² and
 _ = ax.legend(ncols=2)
 
 # %% [markdown]
-# **A step's cost.** Let r = fS/fD. Dense training takes 3 fD; Algorithm 1 two sparse forward
-# passes and one sparse backward, 2 fS + 2 fS, which saves 3/(4r) [cost-ours]. GrowEfficient's
-# backward is dense: 3/(2 + r) < 1.5 [cost-grow]. By Sec. 3 a chain-rule method needs ρ fD + 2 fD
-# at least (lesson 08): 3/(2 + ρ) [sec3-cost]. At r = 4.94 %, ρ = √r = .22: 15.18x, 1.46x and 1.35x.
+# **A step's cost.** fD is a dense forward pass, fS a sparse one, r = fS/fD. Dense takes 3 fD; the
+# paper's Algorithm 1 two sparse forward passes, one backward, 2 fS + 2 fS: 3/(4r) [cost-ours].
+# GrowEfficient, its rival, has a dense backward: 3/(2 + r) < 1.5 [cost-grow]; by Sec. 3 chain-rule
+# methods ρ fD + 2 fD: 3/(2 + ρ) [sec3-cost]. At r = 4.94 %, ρ = √r = .22: 15.18x, 1.46x and 1.35x.
 #
-# **Where 15.28x comes from.** Table 4 prints 15.28x beside 4.94 %. Same formula, another r:
-# FLOPs(%) is the final network's, the saving takes the mean over epochs (the released code prints
-# that), 4.91 %. All rows agree within 1.3 %: the cost hardly moves in training.
+# **Where 15.28x comes from.** Table 4 prints it beside 4.94 %; solved for r it means 4.91 %. The
+# paper doesn't say why. The likely reason: FLOPs(%) is the final network's, the saving takes the
+# mean over epochs, as the released code prints it. All rows are within 1.3 % of the final r's.
 
 # %%
 print("final %  3/(4r)  printed  mean r, %  3/(2+r)  3/(2+rho)")
@@ -120,8 +120,8 @@ for row in ROWS:
 # %% [markdown]
 # **Table 5, by formula and by meter.** Both forward passes take 2r of a dense one, backward takes
 # r. Real steps (a VGG-19 of width ¼) scatter about that, as their masks do. At 4.94 % the paper's
-# forward minutes are 31 % of dense, not 10 %: lesson 18. (README's 14.9x by formula and 14.8x
-# metered: the timed masks came to 5.04 %, and the one that runs backward was the larger.)
+# forward minutes are 31 % of dense, not 10 %: lesson 18. (README has 14.9x in this row, not 15.18:
+# its two masks came to 5.04 %; and 14.8x metered, as the larger of them ran backward, too.)
 
 # %%
 quarter, shape = models.build("vgg19", width=0.25), (32, 32, 3)

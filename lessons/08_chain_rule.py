@@ -55,11 +55,11 @@ print("∂ℓ/∂m, by neuron:          ", grad_m.round(3))
 print(f"∂ℓ/∂m₃ by differences: {(losses[0] - losses[1]) / 2e-6:.3f}")
 
 # %% [markdown]
-# The last factor is where methods differ. **STE** (straight-through): draw m = 1[U < s], pretend
-# ∂m/∂s = 1. **Gumbel-softmax**: a soft mask m = σ((logit s + ln((1-U)/U)) / T) with a true slope.
-# That is a number a channel; the other factors are the bill. In the eight-channel network of
-# lesson 05, same mask, 1, 3 and 7 are pruned: their filters get 0, their bits don't. (Bit 0 is
-# conv1's only live one, and conv2's batch norm takes its scale away.)
+# s_i, its keep_prob, is the probability that m_i = 1. In ∂m/∂s methods differ. With U uniform in
+# (0, 1) **STE** (straight-through) draws m = 1[U < s], pretends ∂m/∂s = 1; **Gumbel-softmax** has a
+# soft m = sigmoid((logit s + ln((1-U)/U)) / T), of true slope. That's a number a channel; the bill
+# is the rest. In lesson 05's network and mask bits 1, 3, 7 (from 0) are 0: those filters get 0, the
+# bits don't. (Bit 0 is conv1's only live one, and conv2's batch norm takes its scale away.)
 
 # %%
 network = models.build("vgg-tiny", in_channels=1, width=0.1).astype(np.float64)
@@ -94,8 +94,8 @@ print(f"saving by the paper at ρ = .5: {sparse.chain_rule_saving(0.5):.2f}")
 # **What doesn't hold** is "dense" to the letter. With bits that are exactly 0, ∂ℓ/∂x̂ · 0 goes
 # further down: the error must *reach* a pruned channel, but stops there. So the input gradient
 # takes all inputs but only live filters (ρ), the weight gradient live pairs (ρ²), a saving of
-# 3/(2ρ + ρ²). The paper argues for dense, published code runs it, soft masks have no zeros to
-# skip.
+# 3/(2ρ + ρ²). The paper argues for dense, GrowEfficient runs dense (Remark 2), and soft masks have
+# no zeros to skip.
 
 # %%
 rho = np.linspace(0.05, 1, 96)
@@ -111,7 +111,7 @@ legend = ax.legend()
 # %% [markdown]
 # **The meter running**, 20 steps on 40 channels (width .5) with learning rates 0, all at ρ = 1/2.
 # STE and Gumbel run the dense network: 1.00. Algorithm 1 has two forward passes and one backward
-# pass at about ρ² = 1/4: 4ρ²/3 = .33. (Above ρ = .87, 4ρ² > 3: it is slower than dense.)
+# pass at about ρ² = 1/4: 4ρ²/3 = .33. (Above ρ = .87, 4ρ² > 3: it costs more than dense.)
 
 # %%
 batch, plan = Batch(0, x, labels), Plan(100, 100, 64, (8, 8, 1))

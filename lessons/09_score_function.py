@@ -29,7 +29,7 @@ labels = digits.train_labels
 # **The eight-channel network** of lesson 05, this time with 60 steps of dense training behind it,
 # so that its channels are good for something. In this and the next lessons its weights are held
 # fixed and only masks vary. 8 bits make 2⁸ = 256 masks, few enough to compute the loss of each:
-# `losses[i]` is that of the mask whose bits are the binary digits of i, channel 0 lowest.
+# `losses[i]`, on 64 images, is that of the mask with the binary digits of i, channel 0 lowest.
 
 # %%
 network = models.build("vgg-tiny", in_channels=1, width=0.1).astype(np.float64)
@@ -48,12 +48,12 @@ print("masks with an empty group:", mask_loss.repaired)
 # %% [markdown]
 # Guessing costs ln 10 = 2.30 nats. All channels together do better, 1.57. "None" can't mean none: a
 # convolution without filters passes nothing on, so in an empty group one channel is kept, and that
-# happens in 256 · (1 - 3/4 · 7/8 · 7/8) = 109 masks. The rule makes L(m) another function of m, and
-# that is all: below, L may be any function. The mean, 2.41, is worse than guessing: these weights
-# have never met a mask.
+# happens in 256 · (1 - 3/4 · 7/8 · 7/8) = 109 masks. That's fine: below, L may be any function of
+# m. The mean, 2.41, is worse than guessing: these weights have never met a mask.
 #
-# **The distribution.** Bits are independent: p(m|s) = Π_c s_c^m_c (1 - s_c)^(1 - m_c). The
-# objective is Φ(s) = Σ_m p(m|s) L(m), a sum of 256 terms; at s = 1/2 it's their plain mean.
+# **The distribution.** Channel c is there with probability s_c, its keep_prob, whatever the others
+# do: p(m|s) = Π_c s_c^m_c (1 - s_c)^(1 - m_c). The objective is the mean over masks, Φ(s) = E L(m)
+# = Σ_m p(m|s) L(m), a sum of 256 terms; at s = 1/2 it's their plain mean.
 
 # %%
 masks = np.array([[i >> c & 1 for c in range(8)] for i in range(256)])

@@ -77,10 +77,10 @@ print("mean of VR-PGE is ∇Φ:", np.allclose(np.tensordot(pair, estimate), grad
 # %% [markdown]
 # **How much less variance?** At s = 1/2, E L² ‖∇ ln p‖² becomes E (L - L′)² ‖∇ ln p‖² = 32 · 2
 # Var L: from 189.0 to 32 · 0.2134 - 0.258 = 6.57, a factor of 28.8. (Lesson 10's best constant left
-# 3.16 with one pass; but nobody knows E L, which moves with weights and batch.) Hᵅ = (s (1 - s))ᵅ
-# halves each entry here at α = 1/2: both variances fall by 4, but so does the squared signal
-# ‖Hᵅ ∇Φ‖². Hᵅ alone buys no information, it's a step size (lesson 12). Of "115 times" from 189.0 to
-# 1.64, a factor of 4 is its.
+# 3.16 with one pass. E L drifts, but with a mean of earlier losses for it one pass a step found as
+# much planted structure at equal passes, README.) Hᵅ = (s (1 - s))ᵅ halves entries here at α = 1/2:
+# both variances fall by 4, but so does the squared signal ‖Hᵅ ∇Φ‖². Alone it buys no information,
+# it's a step size (lesson 12): of 115, the factor from 189.0 to 1.64, 4 is Hᵅ's.
 
 # %%
 for alpha in (0.0, 0.5):
@@ -91,10 +91,10 @@ for alpha in (0.0, 0.5):
 # %% [markdown]
 # **Both ways.** If L(m′) may judge m, L(m) may judge m′. The mean of both estimates is
 # (L(m) - L(m′)) Hᵅ (m - m′) / (2 s (1 - s)), for no pass more. Two estimates of variance v and
-# covariance c have a mean of variance (v + c) / 2, and c turns out to be ‖Hᵅ ∇Φ‖². So at α = 1/2:
-# half of 1.643 plus half of 0.0646, which is 0.854. With k masks each loss is judged by the mean of
-# the other k - 1 (`vr_pge_multi`; k = 2 is the symmetric form): variance times passes falls from
-# 2 · 0.854 = 1.71 towards the best constant's 3.16 / 4 = 0.79.
+# covariance c have a mean of variance (v + c) / 2. Here c = ‖Hᵅ ∇Φ‖²: their product's mean, from
+# -(L - L′)², keeps 2 L L′ only (E score = 0), 2 ‖Hᵅ ∇Φ‖². At α = 1/2: (1.643 + 0.0646) / 2 = 0.854.
+# With k masks each loss is judged by the mean of the other k - 1 (`vr_pge_multi`; k = 2: as here):
+# variance times passes falls from 2 · 0.854 = 1.71 towards the best constant's 3.16 / 4 = 0.79.
 
 # %%
 h = np.sqrt(s * (1 - s))  # Hᵅ at α = 1/2

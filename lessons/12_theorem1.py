@@ -58,10 +58,10 @@ for x in (0.5, 0.1, 0.01):
 # %% [markdown]
 # **What Theorem 1 bounds.** The *total variance*, over two independent masks, of one estimate
 # (L(m) - L(m′)) Hᵅ ∇ ln p(m|s): all channels together, weights and mini-batch held fixed. For α in
-# [1/2, 1) and s in (0, 1) it's at most n · Vmax(s). Vmax is the largest mean of (L(m) - L(m′))²
-# when one bit m_j is held at 0 or 1. That Vmax is *small*, near V = E (L - L′)², is the
-# **assumption** (Properties 1 and 2, lesson 13). *Finite* it is anyway: at most (max L - min L)²,
-# here 3.13.
+# [1/2, 1) and s in (0, 1) it's at most n · Vmax(s), n channels (|C| below). Vmax is the largest
+# mean of (L(m) - L(m′))² when one bit m_j is held at 0 or 1. That Vmax is *small*, near V =
+# E (L - L′)², is the **assumption** (Properties 1 and 2, lesson 13). *Finite* it is anyway: at most
+# (max L - min L)², here 3.13.
 
 # %%
 masks, p = sparse.enumerate_masks(8), sparse.mask_probabilities(s)
@@ -74,12 +74,12 @@ print(f"V {p @ apart:.4f}, Vmax {vmax:.4f}, (max - min)² {np.ptp(losses) ** 2:.
 
 # %% [markdown]
 # **The proof** takes one channel j. With G_j its entry of the estimate, E G_j² is an average over
-# two values of m_j (8): with probability s the step² is (s (1 - s))^(2α - 2) (1 - s)² and V is the
-# one held at 1; with 1 - s it's s² in place of (1 - s)², and held at 0. Replace both V by Vmax (9),
-# and the mean square from above is left, (s (1 - s))^(2α - 1) (10). Sum up (11). At α = 1/2 each
-# factor is 1, the sum 8 · 0.3246 = 2.60. At α = 0 all lines to (11) must hold too, as none asks for
-# α; the bound is larger, 11.1 · Vmax for channel 7 alone, and only the last step, ≤ n · Vmax,
-# fails: there (s (1 - s))^(2α - 1) ≤ 1 needs α ≥ 1/2.
+# two values of m_j (8), each the squared Hᵅ score times a V: with probability s, m_j = 1, that is
+# (s (1 - s))^(2α - 2) (1 - s)² times V held at 1; with 1 - s it's s² in place of (1 - s)², and held
+# at 0. Replace both V by Vmax (9), and the mean square from above is left, (s (1 - s))^(2α - 1)
+# (10). Sum up (11). At α = 1/2 each factor is 1, the sum 8 · 0.3246 = 2.60. At α = 0 all lines to
+# (11) must hold too, as none asks for α; the bound is larger, 11.1 · Vmax for channel 7 alone, and
+# only the last step, ≤ n · Vmax, fails: there (s (1 - s))^(2α - 1) ≤ 1 needs α ≥ 1/2.
 
 # %%
 for alpha in (0.5, 0.0):
@@ -92,7 +92,7 @@ for alpha in (0.5, 0.0):
 
 # %% [markdown]
 # **α = 0 blows up (Remark 3).** Now move channel 7 to the edge. Its share of the bound at α = 0 is
-# 1/s + 1/(1 - s) times Vmax; at s = 0.001 that is 1001 · 0.351 = 352. And it's no weakness of the
+# 1/s + 1/(1 - s) times Vmax; at s = 0.001 that is 1001 · 0.3514 = 352. And it's no weakness of the
 # proof: the true variance goes the same way, since the rare draw of m_7 = 1 moves s by (L - L′)/s.
 # At α = 1/2 both stay near Vmax, and above they vanish at the edge. What the theorem **doesn't**
 # say: that the estimate is good there. Hᵅ scales a channel's signal Hᵅ ∂Φ/∂s as it scales its
@@ -119,11 +119,10 @@ _ = ax.legend()
 # **Remark 4: an adaptive step size**, long where a channel is undecided, short near 0 and 1. Under
 # SGD α = 1/2 multiplies channel 7's step by √(0.1 · 0.9) = 0.3. **Under Adam it does next to
 # nothing:** Adam divides a running mean of the gradient by the root of a running mean of its
-# square. A factor c on a channel leaves c / √c² = 1, and Hᵅ is a factor that drifts slowly with s.
-# README: on a synthetic problem, with a learning rate chosen for each, α = 0 and 1/2
-# came 0.92 and 0.91 of the way to the best point under SGD, 0.82 and 0.91 with that of 1/2 for
-# both, as a step size would; under Adam 0.86 and 0.91, and on planted structure 0.67 to 0.68 for
-# all α.
+# square. A fixed factor c leaves c / √c² = 1, as below, where s rests; in training it drifts.
+# README, a synthetic problem, share of the way to its best point at α = 0 and 1/2: under SGD 0.92
+# and 0.91 if each α has its own learning rate, 0.82 and 0.91 at the same one: a step size. Under
+# Adam 0.86 and 0.91, so not quite nothing; on planted structure (lesson 16) 0.67 to 0.68 for all α.
 
 # %%
 rng = np.random.default_rng(0)

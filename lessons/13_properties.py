@@ -105,7 +105,7 @@ legend = ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 # = V/2. So V_jb ≤ (1 + 1/P(m_j = b)) V/2: 1.5 V at s = 1/2, 25.5 V at the floor. The 16.8 V is
 # channel 7 absent, drawn one time in 50. Rare bits aren't cheap: with α = 1/2 a bit of probability
 # P has the squared H^½ score (1 - P)/P, so E g_j² = (1 - s_j) V_j1 + s_j V_j0, while V = s_j V_j1 +
-# (1 - s_j) V_j0. So Theorem 1 needs Vmax, and VR-PGE takes off a factor of 213 here, not 1,266.
+# (1 - s_j) V_j0. So Theorem 1 needs Vmax, and VR-PGE divides the variance by 213, not by 1,266.
 
 # %%
 estimators = ("pge", "vr-pge")
@@ -123,7 +123,7 @@ print(f"variance of PGE over VR-PGE: {pge.total_variance / vr_pge.total_variance
 # errors. The largest of 160 noisy V_jb picks the noise too: the plain maximum is biased up. "split"
 # chooses on half of the masks and takes the other half's value: biased down if at all. E L²/V falls
 # from about 1,200 to 50 in 80 steps, as the network learns and masks begin to differ. README's
-# ResNet-32 went up, from 36 to 9,700 with s half decided; Vmax/V .84 to 2.65.
+# ResNet-32 went up, from 36 to 9,700 with s half decided; split Vmax/V .84 (true: ≥ 1) to 2.65.
 
 # %%
 large = start(1.0)
@@ -150,7 +150,7 @@ fig, ax = plt.subplots()
 bars = ax.errorbar(np.flatnonzero(seen), ratio.whole[seen], ratio.se[seen], fmt="o", elinewidth=0.8)
 line = ax.axhline(value, color="C1", linestyle="--")
 ax.set(xlabel="channel", ylabel="variance of PGE / VR-PGE", ylim=(0, 270))
-ax.set_title("VR-PGE takes about E L²/V off each channel's variance, after 80 steps")
+ax.set_title("VR-PGE divides each channel's variance by about E L²/V, after 80 steps")
 legend = ax.legend([bars, line], ["one channel, ± standard error", "E L²/V"], loc="upper left")
 
 # %% [markdown]

@@ -41,10 +41,11 @@ mask_a, mask_b = uniform_a < s, uniform_b < s  # 5: sample m(1), m(2) from p(m|s
 print("m  =", mask_a.astype(int), " m′ =", mask_b.astype(int))
 
 # %% [markdown]
-# **Two forward passes: what for?** L(m) trains the weights, and both losses train s: L(m′) is there
-# to be subtracted, since it holds what all masks have in common at these weights and on this batch.
-# So both passes see the same weights and images. Pass b has no tape; its batch norm uses the
-# batch's statistics and leaves the running ones alone. Nothing is learned yet: expect ln 10 = 2.3.
+# **Two forward passes: what for?** L(m) trains the weights (over masks, ∇_w L(m) has the mean ∇_w
+# E L: unbiased, too), and both losses train s: L(m′) is there to be subtracted, since it holds what
+# all masks have in common at these weights and on this batch. So both passes see the same weights
+# and images. Pass b has no tape; its batch norm uses the batch's statistics and leaves the running
+# ones alone. Nothing is learned yet: expect ln 10 = 2.3.
 
 # %%
 before = {name: array.copy() for name, array in network.state().items()}
@@ -103,7 +104,7 @@ for name in ("conv2.transform.weight", "conv2.norm.gamma", "conv2.norm.running_m
 # **What η does.** Ten times η moves s ten times as far, here without touching 0 or 1. At η = 100, z
 # is 3.3 or -2.3 and is clipped: three channels get 0, five share the budget, .8 each. One
 # difference of .03 has decided three channels for good: at s = 0 the score is 0, and the projection
-# only lowers.
+# only lowers. (Line 6 is a step of SGD; App. B has Adam step by the same gradient, lesson 16.)
 
 # %%
 for rate in (0.1, 1.0, 10.0, 100.0):

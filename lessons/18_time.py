@@ -102,7 +102,7 @@ for label, (percent, took) in measured.items():
     print(label, fitted[label].round(2), f"within {100 * max(abs(terms @ parts / t - 1)):.0f} %")
 
 # %% [markdown]
-# At 5 % of the MACs, formula and clock say 14.9x and 6.2x for VGG-19 (the paper: 15.3x and 4.5x),
+# At 5 % of the MACs, formula and clock say 14.9x and 6.1x for VGG-19 (the paper: 15.3x and 4.5x),
 # 14.4x and 2.2x for ResNet-20. Where a line meets 1x, Algorithm 1 is as slow as dense training: by
 # MACs at ρ = .866 (lesson 07), by the model at .84 for VGG-19 and .79 for ResNet-20.
 
@@ -124,8 +124,8 @@ ax.set_title("Time saved against MACs saved: measured (marks) and the model (lin
 _ = ax.legend()
 
 # %% [markdown]
-# **When the method is slower than dense.** At high keep rates, then; and on small networks at every
-# keep rate. A call takes the interpreter as long for 2 channels as for 1, and a second forward
+# **When the method is slower than dense.** At high keep rates, then; on a small network at lower
+# ones, too. A call takes the interpreter as long for 2 channels as for 1, and a second forward
 # pass, sampling, cut and paste come on top. `minicst bench` on the eight-channel network (8 color
 # images of 32×32): Algorithm 1 loses to dense at 80 % of the MACs, and at 50 %, where 3/(4r) is
 # 1.5.

@@ -76,10 +76,10 @@ for settings in (paper, released, as_run):
 
 # %% [markdown]
 # **So who pays?** The paper's step beats a dense one where r < 3/4, with two backward passes where
-# r < 1/2, as released nowhere. VGG-16 of Table 2, r = 8.7 %: 8.62x or 5.75x. Table 5's times fit
-# two forward passes and one backward: what was timed isn't what was released. The release prints
-# the *mean of r over epochs*. That explains 15.28x in Table 4, where the final r of 4.94 % would
-# give 15.18x. Below, Table 4's rows are dots.
+# r < 1/2, as released nowhere. VGG-16 of Table 2, r = 8.7 %: 8.62x (printed: 8.69x) or 5.75x. In
+# Table 5 backward takes 2.2 times forward if dense, 1.1 to 1.3 if sparse, near the 1.1 of two
+# forwards, one backward: not what was released. The release prints the *mean of r over epochs*, a
+# likely reason for Table 4's 15.28x; the final r, 4.94 %, gives 15.18x. Dots: Table 4's rows.
 
 # %%
 for r in (0.087, 0.0494):

@@ -194,5 +194,8 @@ def loss_moments(losses: Array, n_blocks: int) -> LossMoments:
     return LossMoments(
         Leaving(losses.mean(), rest.mean(axis=1)),
         Leaving((losses**2).mean(), (rest**2).mean(axis=1)),
-        Leaving(2.0 * losses.var(ddof=1), 2.0 * rest.var(axis=1, ddof=1)),
+        # A variance doesn't change with the origin; from one of the losses, equal ones give 0.
+        Leaving(
+            2.0 * (losses - losses[0]).var(ddof=1), 2.0 * (rest - losses[0]).var(axis=1, ddof=1)
+        ),
     )
