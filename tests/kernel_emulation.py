@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import getpass
 import hashlib
+import math
 import os
 import re
 import shutil
@@ -169,7 +170,7 @@ class Function:
             )
         passed = [self._passed(p, a) for p, a in zip(self.parameters, args, strict=True)]
         sizes = [self._size(what, s) for what, s in (("grid", grid), ("block", block))]
-        if np.prod(block) > MOST_THREADS:
+        if math.prod(block) > MOST_THREADS:
             raise ValueError(f"kernel {self.name}: a block of {block} has over {MOST_THREADS}")
         self._run(*sizes, *passed)
 
@@ -196,11 +197,12 @@ class Function:
         if not isinstance(value, np.ndarray):
             raise self._wrong(parameter, value)
         dtype = REALS[self.real] if parameter.type == "REAL" else POINTERS[parameter.type]
-        if value.dtype != dtype or not value.flags.c_contiguous:
+        flags = value.flags
+        if value.dtype != dtype or not flags.c_contiguous:
             raise self._wrong(parameter, value)
-        if parameter.written and not value.flags.writeable:
+        if parameter.written and not flags.writeable:
             raise self._wrong(parameter, value)
-        return ctypes.c_void_p(value.ctypes.data)
+        return ctypes.c_void_p(value.__array_interface__["data"][0])
 
     def _wrong(self, parameter: Parameter, value: Any) -> TypeError:
         kind = parameter.type.replace("REAL", self.real) + "*" * parameter.pointer

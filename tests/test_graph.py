@@ -355,17 +355,19 @@ def test_the_same_settings_give_the_same_bytes_in_every_process():
         "svg = draw(GraphSettings('resnet20', keep_rate=.5, residual='independent')); "
         "print(hashlib.sha256(svg.encode()).hexdigest())"
     )
-    runs = [
-        subprocess.run(
+    runs = [  # both at a time
+        subprocess.Popen(
             [sys.executable, "-c", script],
             env={"PYTHONHASHSEED": seed},
-            capture_output=True,
+            stdout=subprocess.PIPE,
             text=True,
-            check=True,
-        ).stdout
+        )
         for seed in ("1", "2")
     ]
-    assert runs[0] == runs[1]
+    first, second = (run.communicate()[0] for run in runs)
+    assert [run.returncode for run in runs] == [0, 0]
+    assert first == second
+    assert len(first.strip()) == 64
 
 
 def test_the_seed_and_the_rate_draw_the_mask():

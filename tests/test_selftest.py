@@ -59,10 +59,15 @@ def broken(name, real, change):
     return operation
 
 
+def first_parts(monkeypatch, n):
+    """Leave out the parts behind the first n."""
+    real = command._parts
+    monkeypatch.setattr(command, "_parts", lambda *given: dict(list(real(*given).items())[:n]))
+
+
 def only_operations(monkeypatch):
     """Leave out the parts that run whole networks."""
-    real = command._parts
-    monkeypatch.setattr(command, "_parts", lambda *given: dict([next(iter(real(*given).items()))]))
+    first_parts(monkeypatch, 1)
 
 
 def failed(results):
@@ -97,10 +102,17 @@ def test_it_passes_on_the_stand_in(options, gpu, capsys):
     assert gpu.workspace_bytes == 256 << 20
 
 
-def test_it_passes_on_the_cpu(capsys):
-    code, found = report(capsys, "--device", "cpu")
+def test_it_passes_on_the_cpu_as_a_program(tmp_path):
+    """JSON on stdout alone, progress on stderr."""
+    program = [sys.executable, "-m", "minicst.cli", "selftest", "--device", "cpu", "--json"]
+    done = subprocess.run(
+        program, capture_output=True, text=True, timeout=300, cwd=tmp_path, env=dict(os.environ)
+    )
+    found = json.loads(done.stdout, parse_constant=pytest.fail)
     assert found["failed"] == []
-    assert code == 0
+    assert found["passed"]
+    assert done.returncode == 0
+    assert done.stderr.split("\n")[: len(PARTS)] == PARTS
     assert (found["device"], found["reference"]) == ("cpu", "plain NumPy")
     assert "peak_bytes" not in found
     names = {check["name"] for check in found["checks"]}
@@ -138,6 +150,7 @@ def test_the_report(capsys):
 def test_one_broken_operation_is_named_and_the_exit_code_is_1(gpu, monkeypatch, capsys):
     wrong = broken("conv2d", gpu.conv2d, lambda out: out * 1.001)
     monkeypatch.setattr(gpu, "conv2d", wrong)
+    first_parts(monkeypatch, 2)
     code, found = report(capsys, "--device", "cuda")
     assert code == 1
     assert not found["passed"]
@@ -430,14 +443,3 @@ def test_the_tolerances_are_what_the_readme_says():
     assert ROUNDING["float64"].value == 1e-10
     assert ROUNDING["float32"].value == 1e-5
     assert TF32.value == 1e-3
-
-
-def test_the_report_is_written_without_a_terminal(tmp_path):
-    """As a program: JSON on stdout alone, progress on stderr."""
-    program = [sys.executable, "-m", "minicst.cli", "selftest", "--device", "cpu", "--json"]
-    done = subprocess.run(
-        program, capture_output=True, text=True, timeout=300, cwd=tmp_path, env=dict(os.environ)
-    )
-    assert done.returncode == 0
-    assert json.loads(done.stdout)["passed"]
-    assert done.stderr.split("\n")[: len(PARTS)] == PARTS

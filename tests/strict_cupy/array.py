@@ -18,12 +18,16 @@ Number = (bool, int, float, complex, np.generic)
 class Flags:
     """Memory layout of an array."""
 
+    __slots__ = ("_host",)
+
     def __init__(self, host: np.ndarray) -> None:
-        self.c_contiguous = host.flags.c_contiguous
-        self.f_contiguous = host.flags.f_contiguous
-        self.owndata = host.base is None
-        self.fnc = self.f_contiguous and not self.c_contiguous
-        self.forc = self.f_contiguous or self.c_contiguous
+        self._host = host
+
+    c_contiguous = property(lambda self: self._host.flags.c_contiguous)
+    f_contiguous = property(lambda self: self._host.flags.f_contiguous)
+    owndata = property(lambda self: self._host.base is None)
+    fnc = property(lambda self: self.f_contiguous and not self.c_contiguous)
+    forc = property(lambda self: self.f_contiguous or self.c_contiguous)
 
     def __getitem__(self, name: str) -> bool:
         return getattr(self, name.lower())
@@ -46,6 +50,18 @@ class ndarray:
 
     def _become(self, host: np.ndarray, buffer: Buffer, base: ndarray | None) -> None:
         self._host, self._buffer, self.base = host, buffer, base
+        self._place: tuple[int, int] | None = None
+
+    def _bytes(self) -> tuple[int, int]:
+        """Where its memory begins and ends; it never moves."""
+        if self._place is None:
+            start = address(self._host)
+            ends = zip(self._host.shape, self._host.strides, strict=True)
+            spans = [(n - 1) * stride for n, stride in ends]
+            low = start + sum(span for span in spans if span < 0)
+            high = start + sum(span for span in spans if span > 0) + self._host.itemsize
+            self._place = low, high
+        return self._place
 
     def _view(self, host: np.ndarray) -> ndarray:
         """An array on this one's memory."""
@@ -397,13 +413,8 @@ def use(reads: Sequence[ndarray], writes: Sequence[ndarray], stream: Any, tick: 
     """Note which memory a piece of work uses; raises RaceError."""
     for arrays, wrote in ((reads, False), (writes, True)):
         for array in arrays:
-            if array.size:
-                low = address(array._host)
-                ends = zip(array.shape, array.strides, strict=True)
-                spans = [(n - 1) * stride for n, stride in ends]
-                start = low + sum(span for span in spans if span < 0)
-                stop = low + sum(span for span in spans if span > 0) + array.itemsize
-                array._buffer.uses.add(start, stop, stream, tick, wrote)
+            if array._host.size:
+                array._buffer.uses.add(*array._bytes(), stream, tick, wrote)
 
 
 def change(

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
-
-import numpy as np
 
 from .array import change, ndarray
 
@@ -68,7 +67,7 @@ class Kernel:
 
     def __call__(self, grid, block, args, *, shared_mem=0, stream=None) -> None:
         grid, block = _sizes("grid", grid, LIMITS[0]), _sizes("block", block, LIMITS[1])
-        if np.prod(block, dtype=np.int64) > BLOCK_THREADS:
+        if math.prod(block) > BLOCK_THREADS:
             raise ValueError(f"block {block} has more than {BLOCK_THREADS} threads")
         if shared_mem or stream is not None:
             raise TypeError("the stand-in runs kernels on the current stream, no shared memory")

@@ -118,9 +118,9 @@ class _BaseStream:
 
     def _take_memory(self) -> None:
         """Hand memory out again: what was freed here must no longer be used by other streams."""
-        if self._in_use():
+        if self._freed and self._in_use():
             self._begin()  # waits for streams that need no event
-        if numbers := self._in_use():
+        if self._freed and (numbers := self._in_use()):
             self._freed = []
             raise RaceError(
                 f"stream {self._number} gets memory that stream {numbers[0]} may still use: let it "

@@ -62,9 +62,41 @@ def timeless(record):
     return {k: v for k, v in record.items() if not any(word in k for word in TIMES)}
 
 
+def assert_same_run(one, other):
+    """Two runs' methods, final networks, summaries and lines of metrics.jsonl, but for times."""
+    (method, network, summary, rows), (same, same_network, same_summary, same_rows) = one, other
+    assert method.keys() == same.keys()
+    for name in method:
+        assert np.array_equal(method[name], same[name]), name
+    for name, array in network.items():
+        assert np.array_equal(array, same_network[name]), name
+    assert summary == same_summary
+    assert rows == same_rows
+
+
+def in_folder(settings, folder, stop_after=None):
+    """Train in a folder that isn't there yet; what assert_same_run compares."""
+    folder.mkdir()
+    job, network, summary = run(settings, folder, stop_after)
+    rows = [timeless(json.loads(x)) for x in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert len(rows) == settings.epochs
+    return job.method.state(), network.state(), timeless(summary), rows
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(request, tmp_path_factory):
+    """The settings and what a run of them gives that never stops, which nobody may change."""
+    settings = settings_of(**request.param)
+    given = in_folder(settings, tmp_path_factory.mktemp("whole") / "run")
+    for arrays in given[:2]:
+        for array in arrays.values():
+            array.flags.writeable = False
+    return settings, given
+
+
 @pytest.mark.parametrize("stop_after", [3, 5, 13, 17])  # five steps an epoch
 @pytest.mark.parametrize(
-    "changes",
+    "uninterrupted",
     [
         {},
         {"resample_every": 4},
@@ -80,27 +112,11 @@ def timeless(record):
         {"network": "mlp", "linear_masks": "weights", "resample_every": 3, "fine_tune": 0.25},
     ],
     ids=str,
+    indirect=True,
 )
-def test_a_resumed_run_is_the_same_bit_for_bit(tmp_path, changes, stop_after):
-    settings = settings_of(**changes)
-    folders = [tmp_path / name for name in ("whole", "resumed")]
-    for folder in folders:
-        folder.mkdir()
-    whole, network, summary = run(settings, folders[0])
-    other, same_network, same_summary = run(settings, folders[1], stop_after)
-    one, two = whole.method.state(), other.method.state()
-    assert one.keys() == two.keys()
-    for name in one:
-        assert np.array_equal(one[name], two[name]), name
-    for name, array in network.state().items():
-        assert np.array_equal(array, same_network.state()[name]), name
-    assert timeless(summary) == timeless(same_summary)
-    rows, same_rows = (
-        [timeless(json.loads(line)) for line in (f / "metrics.jsonl").read_text().splitlines()]
-        for f in folders
-    )
-    assert len(rows) == settings.epochs
-    assert rows == same_rows
+def test_a_resumed_run_is_the_same_bit_for_bit(tmp_path, uninterrupted, stop_after):
+    settings, whole = uninterrupted
+    assert_same_run(whole, in_folder(settings, tmp_path / "resumed", stop_after))
 
 
 def test_the_number_of_threads_changes_no_bit(monkeypatch):
