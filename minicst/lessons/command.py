@@ -134,13 +134,12 @@ def render_pages(folder: Path, which: str, check: bool, says: Callable[[str], No
         else:
             render.write_page(page, pages)
             says(f"{lesson.path.stem}: {len(page.figures)} pictures")
-    table = render.index(lessons)
+    table, written = render.index(lessons), folder / "README.md"
     if not check:
-        write_text(pages / "README.md", table)
+        write_text(written, table)
     else:
-        written = pages / "README.md"
         if not written.is_file() or written.read_text(encoding="utf-8") != table:
-            found.append("README.md of the pages isn't current")
+            found.append("README.md of the lessons isn't current")
         found += render.strays(lessons, pages)
     for line in found:
         says(line)

@@ -90,12 +90,19 @@ def _name(lesson: Lesson) -> str:
 
 
 def index(lessons: list[Lesson]) -> str:
-    """The list of all pages, Markdown."""
-    lines = ["# Lessons", "", "| | you will see | in the paper |", "|---|---|---|"]
+    """The list of all pages, Markdown: README.md of the lessons' folder."""
+    lines = [
+        "# Lessons",
+        "",
+        "To be read here, or run cell by cell with `minicst lesson NUMBER --step`.",
+        "",
+        "| | you will see | in the paper |",
+        "|---|---|---|",
+    ]
     for lesson in lessons:
         paper = re.sub(r" ?\[[a-z0-9-]+\]", "", lesson.paper).replace("|", "\\|")
         claim = lesson.claim.replace("|", "\\|")
-        lines.append(f"| [{_name(lesson)}]({lesson.path.stem}.md) | {claim} | {paper} |")
+        lines.append(f"| [{_name(lesson)}]({PAGES}/{lesson.path.stem}.md) | {claim} | {paper} |")
     return "\n".join(lines) + "\n"
 
 
@@ -184,7 +191,7 @@ def strays(lessons: list[Lesson], folder: Path) -> list[str]:
     found = []
     for path in sorted(folder.glob("*")):
         stem = re.sub(r"_\d+$", "", path.stem) if path.suffix == ".png" else path.stem
-        if path.name != "README.md" and stem not in stems:
+        if stem not in stems:
             found.append(f"{path.name} belongs to no lesson: delete it")
     return found
 

@@ -111,7 +111,7 @@ def _write_sources(folder: Path, source: Path) -> None:
     missing = [x.path.stem for x in lessons if not (pages / f"{x.path.stem}.md").is_file()]
     if missing:
         raise ValueError(f"no page of {', '.join(missing)}: first minicst lesson --render all")
-    shutil.copytree(pages, source / "lessons", ignore=shutil.ignore_patterns("README.md"))
+    shutil.copytree(pages, source / "lessons")
     shutil.copytree(folder / "solutions", source / "_files" / "solutions", ignore=_no_cache)
     for lesson in lessons:
         shutil.copy(lesson.path, source / "_files" / lesson.path.name)
@@ -121,7 +121,7 @@ def _write_sources(folder: Path, source: Path) -> None:
         text = text.replace("(../solutions/", "(../_files/solutions/")
         _write(page, text.replace(f"(../{lesson.path.name})", f"(../_files/{lesson.path.name})"))
     stems = [f"lessons/{lesson.path.stem}" for lesson in lessons]
-    table = re.sub(r"\]\((\w+\.md)\)", r"](lessons/\1)", index(lessons))
+    table = index(lessons).replace(f"({PAGES}/", "(lessons/")
     _write(source / "lessons.md", f"{table}\n{_tree(*stems, hidden=True)}")
     for area, says in AREAS.items():
         _write(source / "api" / f"{area}.md", _api_page(area, says))
@@ -166,7 +166,7 @@ def _write_overview(root: Path, source: Path) -> None:
         if (root / picture).is_file():
             (source / picture).parent.mkdir(exist_ok=True)
             shutil.copy(root / picture, source / picture)
-    text = text.replace("(lessons/pages/README.md)", "(lessons.md)")
+    text = text.replace("(lessons/README.md)", "(lessons.md)")
     text = text.replace("(lessons/pages/", "(lessons/")
     _write(source / "overview.md", text.replace("# minicst\n", "# Overview\n", 1))
 

@@ -53,8 +53,8 @@ def test_render_then_check_then_a_change_is_found(folder, capsys):
     assert sorted(path.name for path in (folder / "pages").iterdir()) == [
         "01_small.md",
         "02_small.md",
-        "README.md",
     ]
+    assert "(pages/01_small.md)" in (folder / "README.md").read_text()
     assert lesson(folder, "--render", "all", "--check") == 0
     assert "2 pages say what their lessons give" in capsys.readouterr().out
     path = folder / "02_small.py"
@@ -73,7 +73,7 @@ def test_check_finds_pages_of_no_lesson_and_an_old_index(folder, capsys):
     (folder / "02_small.py").unlink()
     assert lesson(folder, "--render", "all", "--check") == 1
     out = capsys.readouterr().out
-    assert "README.md of the pages isn't current" in out
+    assert "README.md of the lessons isn't current" in out
     assert "02_small.md belongs to no lesson" in out
 
 

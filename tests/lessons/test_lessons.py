@@ -91,5 +91,5 @@ def test_page_and_solutions_hold(lesson, monkeypatch, tmp_path):
 
 def test_the_list_of_pages_is_current():
     """Otherwise: minicst lesson --render all."""
-    assert (FOLDER / PAGES / "README.md").read_text(encoding="utf-8") == index(LESSONS)
+    assert (FOLDER / "README.md").read_text(encoding="utf-8") == index(LESSONS)
     assert strays(LESSONS, FOLDER / PAGES) == []

@@ -103,4 +103,4 @@ def test_lines_that_are_missing_or_new_are_said():
 
 def test_the_index_lists_all(folder):
     text = index(all_lessons(folder))
-    assert "| [01 Small 1](01_small.md) | that it runs. | Eq. (4). |" in text
+    assert "| [01 Small 1](pages/01_small.md) | that it runs. | Eq. (4). |" in text
