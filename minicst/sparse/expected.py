@@ -6,7 +6,6 @@ One multiply-add is 1 MAC. Exact counts of one mask are in `accounting`.
 from __future__ import annotations
 
 import numpy as np
-from scipy.optimize import brentq
 
 from minicst.nn import INPUT, Add, Network, Norm, Shortcut, SparseLinear, Unit
 from minicst.nn.node import Shape
@@ -134,6 +133,9 @@ def keep_rate_for(network: Network, input_shape: Shape, share: float, of: str = 
     n = network.n_maskable
     if n == 0:
         raise ValueError(f"network {network.name} has no maskable channels: it is always dense")
+
+    # Half of the time in which a command starts, if it were imported above.
+    from scipy.optimize import brentq
 
     def count(rate: float) -> float:
         return expected_counts(network, input_shape, np.full(n, rate))[which]
