@@ -8,7 +8,7 @@
 #
 # **In the paper** Sec. 3, Figure 1, Eq. (1) [eq1]; forward ρ at best, backward dense [sec3-cost].
 #
-# **Takes** 2 seconds on 2 cores.
+# **Takes** 3 seconds on 2 cores.
 
 # %%
 import matplotlib.pyplot as plt

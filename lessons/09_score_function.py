@@ -9,7 +9,7 @@
 # **In the paper** Sec. 4.1, the objective E L(w, m) and the distribution of the masks [eq2]; Sec.
 # 4.2.2, ∇ ln p(m|s) = (m - s) / (s (1 - s)) [score] and ∇Φ(s) = E L(m) ∇ ln p(m|s) [pge].
 #
-# **Takes** 2 seconds on 2 cores.
+# **Takes** 4 seconds on 2 cores.
 
 # %%
 import matplotlib.pyplot as plt

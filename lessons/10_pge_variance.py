@@ -11,7 +11,7 @@
 # score (m - s) / (s (1 - s)) [score], and its variance E L²(m) ‖∇ ln p‖² - ‖∇Φ‖² [pge-var]: "large
 # because L(m) is large".
 #
-# **Takes** 2 seconds on 2 cores.
+# **Takes** 4 seconds on 2 cores.
 
 # %%
 import matplotlib.pyplot as plt

@@ -9,7 +9,7 @@
 # **In the paper** Sec. 4.2.2, (L(m) - L(m′)) Hᵅ ∇ ln p(m|s) [vr-pge]; A.3, Eq. (13): the term of m′
 # vanishes [eq13]. The symmetric form is the released code's.
 #
-# **Takes** 2 seconds on 2 cores.
+# **Takes** 4 seconds on 2 cores.
 
 # %%
 import matplotlib.pyplot as plt

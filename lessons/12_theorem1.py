@@ -10,7 +10,7 @@
 # [1/2, 1) [thm1], its proof in A.2 [eq8-11]; Remark 3, α = 0 [remark3]; Remark 4, α as adaptive
 # step size [remark4].
 #
-# **Takes** 2 seconds on 2 cores.
+# **Takes** 4 seconds on 2 cores.
 
 # %%
 import matplotlib.pyplot as plt

@@ -9,7 +9,7 @@
 # **In the paper** A.1, Properties 1 [eq6] and 2 [eq7]; A.4, Figure 4 [fig4]; Sec. 5.5, Figure 3
 # [fig3]; the variance of PGE [pge-var].
 #
-# **Takes** 6 seconds on 2 cores.
+# **Takes** 12 seconds on 2 cores.
 
 # %%
 import matplotlib.pyplot as plt

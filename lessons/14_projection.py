@@ -9,7 +9,7 @@
 # **In the paper** Sec. 4.2.2 and proj_S in line 6 of Algorithm 1, by Theorem 1 of its reference 50
 # [projection].
 #
-# **Takes** 1 second on 2 cores.
+# **Takes** 2 seconds on 2 cores.
 
 # %%
 import matplotlib.pyplot as plt

@@ -10,7 +10,7 @@
 # **In the paper** Algorithm 1 [alg1]; its line 6 is (VR-PGE) [vr-pge] in the update of Eq. (5)
 # [eq5], then the projection [projection].
 #
-# **Takes** 2 seconds on 2 cores.
+# **Takes** 1 second on 2 cores.
 
 # %%
 import numpy as np

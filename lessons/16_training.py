@@ -9,7 +9,7 @@
 # **In the paper** Sec. 4.2.2 and App. B, keep_prob trained by Adam; α as an adaptive step size,
 # Remark 4 [remark4]. The coin and planted structure are not in the paper.
 #
-# **Takes** 6 seconds on 2 cores.
+# **Takes** 14 seconds on 2 cores.
 
 # %%
 import matplotlib.pyplot as plt

@@ -9,7 +9,7 @@
 # **In the paper** Algorithm 1, line 9 [alg1]; Sec. 4.1, Discussion, masks of single weights
 # [fc-weights]; App. D, a new sub-network only every T steps [resample].
 #
-# **Takes** 4 seconds on 2 cores.
+# **Takes** 8 seconds on 2 cores.
 
 # %%
 import tempfile

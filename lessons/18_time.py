@@ -9,7 +9,7 @@
 # **In the paper** App. C.2 and Table 5, measured time [time]; Remark 1 is about
 # multiply-adds.
 #
-# **Takes** 6 seconds on 2 cores. Outputs that are times differ from machine to machine.
+# **Takes** 8 seconds on 2 cores. Outputs that are times differ from machine to machine.
 
 # %%
 import timeit

@@ -9,7 +9,7 @@
 # **In the paper** (VR-PGE) and the variance of PGE [vr-pge] [pge-var], App. C.1 [cost-ours],
 # Algorithm 1 [alg1]. The release itself is not in the paper.
 #
-# **Takes** 3 seconds on 2 cores.
+# **Takes** 7 seconds on 2 cores.
 
 # %%
 import matplotlib.pyplot as plt

@@ -9,7 +9,7 @@
 # **In the paper** Appendix D: the full model on the CPU, the sub-network on the GPU [host-full], a
 # new sub-network only every T steps [resample].
 #
-# **Takes** 2 seconds on 2 cores.
+# **Takes** 5 seconds on 2 cores.
 
 # %%
 import tempfile
