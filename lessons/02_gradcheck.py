@@ -97,7 +97,7 @@ wrong_rules = {
 }
 print("error with         all ones   random u")
 for name, wrong in wrong_rules.items():
-    print(f"{name:18} {error_of(wrong, np.ones_like(x)):8.4f} {error_of(wrong, u):10.2f}")
+    print(f"{name:18} {error_of(wrong, np.ones_like(x)):8.3f} {error_of(wrong, u):10.2f}")
 
 # %% [markdown]
 # **The package's check** does this for any function of tensors: three draws of (u, v) for each

@@ -90,7 +90,7 @@ print("same numbers as by hand:", np.array_equal(small.data, by_hand))
 # %%
 loss_cut = F.cross_entropy(sub(x, training=True, track=False), labels)
 loss_cut.backward()
-print(f"loss, masked {loss_masked.item():.4f}, cut {loss_cut.item():.4f}")
+print(f"loss, masked {loss_masked.item():.3f}, cut {loss_cut.item():.3f}")
 print("losses differ by less than 1e-12:", abs(loss_masked.item() - loss_cut.item()) < 1e-12)
 print("gradients too:", np.abs(small.grad - conv2.grad[live]).max() < 1e-12)
 

@@ -68,7 +68,7 @@ def phi(s):
     return probability(s) @ losses
 
 
-print(f"sum of p {probability(s).sum():.4f}, expected channels {s.sum():.1f} of 8")
+print(f"sum of p {probability(s).sum():.3f}, expected channels {s.sum():.1f} of 8")
 print(f"Φ(1/2) {phi(np.full(8, 0.5)):.3f}, Φ(s) {phi(s):.3f}")
 
 # %% [markdown]

@@ -85,7 +85,7 @@ print("mean of VR-PGE is ∇Φ:", np.allclose(np.tensordot(pair, estimate), grad
 # %%
 for alpha in (0.0, 0.5):
     one, two = (sparse.estimator_moments(n, losses, s, alpha) for n in ("pge", "vr-pge"))
-    print(f"α = {alpha}: PGE {one.total_variance:6.2f}, VR-PGE {two.total_variance:.3f},", end=" ")
+    print(f"α = {alpha}: PGE {one.total_variance:6.4g}, VR-PGE {two.total_variance:.3f},", end=" ")
     print(f"ratio {one.total_variance / two.total_variance:.1f}, signal² {one.mean @ one.mean:.4f}")
 
 # %% [markdown]

@@ -73,7 +73,7 @@ def project(z, K):
 
 
 s, v = project(z, K)
-print(f"v = {v:.4f}, sum {s.sum():.4f}, equal to the bisection: {np.isclose(v, bisected)}")
+print(f"v = {v:.4f}, sum {s.sum():.3f}, equal to the bisection: {np.isclose(v, bisected)}")
 
 # %% [markdown]
 # **KKT.** The set is convex, so these conditions decide: v ≥ 0; v (K - Σs) = 0; and z_c - s_c = v

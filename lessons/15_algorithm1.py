@@ -55,7 +55,7 @@ with no_grad():  # 6: L_B(w, m(2))
     loss_b = F.cross_entropy(logits, batch.labels).item()
 tape = F.cross_entropy(sub_a(batch.images, training=True), batch.labels)  # 6: L_B(w, m(1))
 loss_a = tape.item()
-print(f"L(m) = {loss_a:.4f}, L(m′) = {loss_b:.4f}, difference {loss_a - loss_b:+.4f}")
+print(f"L(m) = {loss_a:.3f}, L(m′) = {loss_b:.3f}, difference {loss_a - loss_b:+.4f}")
 
 # %% [markdown]
 # **One backward pass**, through sub-network a alone: of conv2 it has 2 of 3 filters and both
