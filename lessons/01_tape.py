@@ -176,5 +176,5 @@ def check_divide(answer):
 def check_runs(answer):
     """answer: functions that backward runs for twenty doublings."""
     if answer in (2**20, 2**20 - 1):
-        return "wrong: so many ways lead to x, but a function runs once, when its g is complete"
+        return "wrong: that's a call for each way to x; a function runs once, when g is complete"
     return "right: each sum once" if answer == 20 else "wrong: how many sums were recorded?"

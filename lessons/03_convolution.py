@@ -37,7 +37,7 @@ def im2col(x, k, stride=1, padding=0):
 # %% [markdown]
 # 64 digits of 8×8, then the shape of the small network's second convolution: 2 channels in, 3
 # filters of 3×3, p = 1. oh = 8 + 2 - 3 + 1 = 8, so there are 64·8·8 = 4096 windows of 3·3·2 = 18
-# numbers, and a product of (4096, 18) with (18, 3). The definition, one number at a time, agrees.
+# numbers, and a product of (4096, 18) with (18, 3). The definition, at one pixel, agrees.
 
 # %%
 digits, rng = data.load_dataset("digits"), np.random.default_rng(0)
@@ -114,8 +114,8 @@ for name, n_in, n_out in (("full", 2, 3), ("cut", 1, 2)):
 # %% [markdown]
 # **The memory.** Columns hold kh·kw = 9 times the input. In VGG-16's second layer (64 channels,
 # 32×32, batch 256, 4 bytes a number) that's 604 MB of columns for 67 MB of input, written and read
-# once. So minicst takes a few images at a time, whose columns (1.5 MiB) stay in a core's cache, and
-# gets the same result chunk by chunk.
+# once. So minicst takes few images at a time, with about 1.5 MiB of columns (here one, with 2.25):
+# a core's caches still hold most when the product reads them. The result is the same.
 
 # %%
 size = 256 * 32 * 32 * 64 * 4 / 1e6

@@ -27,8 +27,8 @@ gamma, beta = np.array([1.0, 0.5, 2.0]), np.array([0.0, 3.0, -1.0])
 # %% [markdown]
 # **Training.** Each channel is normalized over the N numbers that it has in the batch, all pixels
 # of all images: x̂ = (x - μ) / σ, with μ the mean and σ = √(var + ε), ε = 1e-5. Then out = γ x̂ +
-# β, with γ and β learned. So whatever comes in, what goes out has mean β and standard deviation γ:
-# below 0, 3, -1 and 1, 0.5, 2.
+# β, with γ and β learned. So whatever comes in, if it varies, what goes out has mean β and standard
+# deviation γ: below 0, 3, -1 and 1, 0.5, 2.
 
 
 # %%

@@ -120,9 +120,9 @@ _ = ax.legend(loc="lower right")
 
 # %% [markdown]
 # **Empty.** What if a mask leaves a layer nothing? A chain would be dead. A branch may be empty:
-# without conv1 it adds nothing, whatever the bits of conv2, and the cut network lacks it. A stream
-# may not: `sparse.repair` switches on its most probable channel, and counts it. Below, first block
-# 1's conv1 is empty (0 repaired), then stem and stage 1 (1 repaired: channel 2 of the stem).
+# without conv1 it adds nothing, and the cut network lacks it. A stream may not: `sparse.repair`
+# keeps the channel of stem or shortcut with the largest keep_prob (chance of a 1), and counts it.
+# First, block 1's conv1 is empty (0 repaired), then stem and stage 1 (1: channel 2 of the stem).
 
 # %%
 keep_prob = np.where(np.arange(network.n_maskable) == 2, 0.6, 0.5)

@@ -45,8 +45,8 @@ print("mean |w_iᵀ x_in|, by neuron:", np.abs(z).mean(axis=0).round(2))
 # %% [markdown]
 # Nothing in these two lines tells that neuron 3 is pruned. The weights do: their gradient x_inᵀ
 # (∂ℓ/∂x̂ · m) is exactly 0 in column 3. **Eq. (1)** is the other branch, ∇s₃ℓ = ∂ℓ/∂x̂₃ · (w₃ᵀ
-# x_in) · ∂m₃/∂s₃: m₃ is no factor, so it isn't 0. It tells what would happen if the neuron came
-# back; moving m₃ by ±10⁻⁶ must show the same number.
+# x_in) · ∂m₃/∂s₃: m₃ is no factor, so it needn't be 0. It tells what a little of the neuron would
+# do to the loss, not what all of it would; moving m₃ by ±10⁻⁶ must show the same number.
 
 # %%
 grad_m = (error * z).sum(axis=0)

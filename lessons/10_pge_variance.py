@@ -125,7 +125,7 @@ for n in (1, 12, 732):
 # Training doesn't wait for 732 draws: update (3), s ← s - η L(m) ∇ ln p, lets its steps do the
 # averaging, with a small η. The paper found that this "does not work in practice"; on planted
 # structure (lesson 16; README) we found 0.56 of keep_prob on the good channels for `pge`, 0.72 for
-# `vr-pge`, and 0.48 for a coin.
+# `vr-pge`, 0.48 for a coin (sd .07, .04, .11 over three seeds: `pge` may be no better than a coin).
 #
 # A constant baseline would need E L, which moves with every step and every mini-batch. Lesson 11
 # takes a second mask's loss. And s has its own share: ‖∇ ln p‖² is on average Σ 1 / (s (1 - s)), 4
