@@ -131,9 +131,9 @@ axes[0].set_title("Channel 7: PGE is never near the gradient (dashed), VR-PGE sp
 _ = axes[2].set_xlabel("estimate of √(s (1 - s)) ∂Φ/∂s for channel 7, nats")
 
 # %% [markdown]
-# **Independence is all.** Why not flip every bit and take the most different m′? Each mask alone is
-# still a proper draw. But now m′ knows m, and at s = 1/2 L(m′) pulls the mean as far as L(m) does:
-# E (L - L′) ∇ ln p is *twice* ∇Φ, a bias as large as ∇Φ. At an uneven s the factor is 1 / max(s_c,
+# **Independence is all.** Why not take the most different m′, each bit flipped? At s = 1/2 that's a
+# proper draw. But now m′ knows m: L(m′) pulls the mean as far as L(m), E (L - L′) ∇ ln p is *twice*
+# ∇Φ, a bias as large as ∇Φ. At any s take m = (U < s), m′ = (1 - U < s): the factor is 1 / max(s_c,
 # 1 - s_c), another for each channel, so the direction is wrong too. Such *antithetic* pairs need a
 # formula of their own (DisARM). The package marks them, and VR-PGE refuses.
 

@@ -118,10 +118,10 @@ raised, price = project(z + np.array([0, 0, 0.06, 0, 0, 0]), K)
 print(f"v {v:.4f} -> {price:.4f}, change of s:", (raised - s).round(4))
 
 # %% [markdown]
-# **Absorbed.** At s = 0 a channel is never drawn, its score is 0, so z = s = 0; and as v ≥ 0 it
-# stays, under SGD for good. (Adam's running mean of old gradients might lift it, but in each of
-# lesson 16's runs 17 of 38 channels came to 0 and none left.) At s = 1 the score is 0 too, but any
-# v > 0 leads out. A floor (`lower`, with `upper` = 1 - lower) keeps both in play:
+# **Absorbed.** At s = 0 a channel is never drawn, m - s = 0, no estimate moves it: z = s = 0; as
+# v ≥ 0 it stays, under SGD for good. (Adam's running mean of old gradients might lift it, but in
+# both runs that lesson 16 shows 17 of 38 channels came to 0 and none left.) At s = 1 m - s = 0 too,
+# but any v > 0 leads out. A floor (`lower`, with `upper` = 1 - lower) keeps both in play:
 # `--keep-prob-floor`, which the paper doesn't have.
 
 # %%
@@ -149,7 +149,7 @@ assert np.allclose(priced, np.clip(z - price * cost, 0, 1))
 print(f"equal to the package; with costs {cost}: v = {price:.3f}, s =", priced.round(3))
 
 # %% [markdown]
-# **Exercise 1.** n channels are inside, Σs = K; a step raises one of them by x, and none is
+# **Exercise 1.** All n channels are inside, Σs = K; a step raises one of them by x, and none is
 # clipped. Write `f(n, x)`: the change of its s. **Exercise 2.** Write `f(z, w, K)`: the projection
 # with costs w, by bisection.
 

@@ -28,8 +28,8 @@ digits = data.load_dataset("digits")
 # %% [markdown]
 # **Planted structure.** In half of the channels of every group noise replaces the output: whoever
 # reads the losses can find out which. The network is an mlp with two hidden layers of 19, 38
-# maskable channels; 440 steps, ρ = 1/2, K = 19. The control is the **coin**: the same |L(m) -
-# L(m′)| in every step, with a fair coin for its sign. It takes steps as large and knows nothing.
+# maskable channels; 440 steps, ρ = 1/2, K = 19. The control is the **coin**: its own |L(m) -
+# L(m′)| of every step with a fair coin for its sign. It takes steps as large and knows nothing.
 
 
 # %%
@@ -67,8 +67,8 @@ title = fig.suptitle("With losses and with a coin, keep_prob ends at 0 and 1", f
 # with signal it must rise, with a coin it wanders. One run each is an anecdote: seed 1 gives .64,
 # coin .48; 264 steps at a rate of .08 found nothing: .47 (coin .51), seed 1 .56 (coin .63). README,
 # three seeds: 80 channels, 1,760 steps: .72 ± .04, coin .48 ± .11; 40 channels, 792 steps: .68 ±
-# .02, coin .52 ± .02. STE finds .98 there: per step the chain rule is the better teacher, but for
-# the same multiply-adds it gains half as much over the coin (README).
+# .02, coin .52 ± .02. STE finds .98 there in 1,584 steps, one pass each: per step the chain rule is
+# the better teacher, but for the same multiply-adds it gains half as much over the coin (README).
 
 # %%
 for name, (traces, good) in runs.items():
@@ -97,9 +97,9 @@ ax.set_title("A coin alone decides channels, the faster the larger η")
 legend = ax.legend()
 
 # %% [markdown]
-# **Where it gets stuck.** At s = 0 the mask is always 0, at s = 1 always 1: the score has nothing
-# to compare and is 0, and so is the estimate, whatever the losses. s = 0 **absorbs**: the
-# projection only lowers, so under SGD no step leaves it. s = 1 absorbs only while there is room:
+# **Where it gets stuck.** At s = 0 the mask is always 0, at s = 1 always 1: m - s is 0, nothing to
+# compare, and the estimate is 0 whatever the losses. s = 0 **absorbs**: the projection only lowers,
+# so under SGD no step leaves it. s = 1 absorbs only while there is room:
 # where Σs exceeds K, the multiplier comes off decided channels too (the dip at η = .1). A
 # **floor**, s in [f, 1 - f], prevents it, and costs: a dead channel is still drawn f of the time.
 # With 38 channels and f = .05, a mask has 1.9 bits the other way, only .95³⁸ = 14% of masks have

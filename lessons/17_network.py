@@ -46,8 +46,8 @@ print("keep_prob below .1, between, above .9:", np.histogram(s, [0, 0.1, 0.9, 1]
 
 # %% [markdown]
 # **Which mask?** Line 9 samples one from p(m|s), of size Σs on average and variance Σ s(1-s): here
-# 20 ± 2.3. *Top-K* takes the Σs most probable channels; *best of 10* (released code) the draw of
-# least training loss. Once s is all 0 and 1, they are one.
+# 20 ± 2.3. *Top-K* takes the Σs most probable channels; *best of 10* the draw of least training
+# loss (released code: best training accuracy). Once s is all 0 and 1, they are one.
 
 # %%
 rng = np.random.default_rng(0)

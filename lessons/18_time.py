@@ -102,7 +102,7 @@ for label, (percent, took) in measured.items():
     print(label, fitted[label].round(2), f"within {100 * max(abs(terms @ parts / t - 1)):.0f} %")
 
 # %% [markdown]
-# At 5 % of the MACs, formula and clock say 14.9x and 6.1x for VGG-19 (the paper: 15.3x and 4.5x),
+# At 5 % of the MACs, formula and clock say 14.9x and 6.2x for VGG-19 (the paper: 15.3x and 4.5x),
 # 14.4x and 2.2x for ResNet-20. Where a line meets 1x, Algorithm 1 is as slow as dense training: by
 # MACs at ρ = .866 (lesson 07), by the model at .84 for VGG-19 and .79 for ResNet-20.
 

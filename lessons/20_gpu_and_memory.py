@@ -85,7 +85,7 @@ print("the same bits:", np.array_equal(w, ours.data.flatten()))
 
 # %% [markdown]
 # **Sums** are where order matters: float32 rounds, and (a + b) + c isn't a + (b + c). If many
-# threads added into one number, as they come, no run would repeat. In kernels.cu one thread makes a
+# threads added into one number, as they come, runs would differ. In kernels.cu one thread makes a
 # partial sum, one adds these, both in a fixed order. 1 result in one order, many in 100 orders:
 
 # %%

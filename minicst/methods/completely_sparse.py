@@ -263,7 +263,8 @@ class CompletelySparse(Method):
         """Return the final mask by the rule of the settings; test data plays no part.
 
         sample: one draw from p(m|s) (Algorithm 1, line 9). top-k: the most probable channels.
-        best-of-10: the draw with the smallest loss on training batches (released code).
+        best-of-10: the draw with the smallest loss on training batches (the released code's has
+            the best training accuracy).
         """
         masks = self.final_masks()
         if self.hyper.final_mask == "top-k":
