@@ -210,7 +210,6 @@ def draw(data: dict[str, Any], path: Path) -> None:
                 axis.plot(x, one, ":", color=f"C{i}", marker=".", label=label)
         own = data["settings"][name]
         axis.set(xlabel="alpha", xticks=data["settings"]["alphas"])
-        axis.grid(alpha=0.3)
         if name == "synthetic":
             axis.set(ylabel="share of the way from Phi(rho 1) to the best", ylim=(0.6, 1.0))
             axis.set_title(f"closed form, {own['n']} channels, {estimator}", fontsize=10)

@@ -204,7 +204,6 @@ def draw(data: dict[str, Any], path: Path) -> None:
         memory.axhline(rho, color="gray", linestyle=":", label=f"rho = {rho:g}")
         memory.set(ylabel="activation bytes / dense", ylim=(0, None), xlabel="step")
         for axis in (channels, macs, memory):
-            axis.grid(alpha=0.3)
             axis.legend(fontsize=8, markerscale=4)
     figure.suptitle(f"every sub-network that was drawn, seed {seed}")
     save_figure(figure, path)

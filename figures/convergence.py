@@ -283,8 +283,6 @@ def draw(data: dict[str, Any], path: Path) -> None:
         axes[3][3].errorbar(x, means, deviations, marker="o", capsize=3, label=kind, color=f"C{c}")
     axes[3][3].set(title="gap where the exact update ends", xlabel="alpha", ylim=(-0.01, None))
     axes[3][3].legend(fontsize=7)
-    for axis in figure.axes:
-        axis.grid(alpha=0.3)
     for axis in (*axes[2], *axes[3][:2]):
         axis.set_xlabel("forward passes")
     figure.suptitle(

@@ -92,7 +92,6 @@ def draw(data: dict[str, Any], path: Path) -> None:
             axis.plot([i - 0.25, i + 0.25], [found[key]["mean"]] * 2, color=f"C{i}", linewidth=2)
         axis.set_xticks(range(len(names)), names, rotation=20, ha="right")
         axis.set(ylabel=what)
-        axis.grid(alpha=0.3)
     right.set_ylim(0, 1.05)
     setting = data["settings"]
     figure.suptitle(

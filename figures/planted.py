@@ -292,8 +292,6 @@ def draw(data: dict[str, Any], path: Path) -> None:
     steps.minorticks_off()
     for axis in (top, rates, steps):
         axis.axhline(0.5, color="gray", linestyle="--", lw=1)
-    for axis in figure.axes:
-        axis.grid(alpha=0.3)
     figure.suptitle(
         f"planted noise in half of the channels: {setting['network']} of {setting['channels']} "
         f"channels on {setting['data']}, keep rate {setting['keep_rate']:g}, "

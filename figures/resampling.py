@@ -180,7 +180,6 @@ def draw(data: dict[str, Any], path: Path) -> None:
         axis.set_xticks(every, [str(t) for t in every])
         axis.minorticks_off()
         axis.set_xlabel("T, steps between new masks")
-        axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
     updates = ", ".join(str(cell["updates"]) for cell in cells)
     figure.suptitle(

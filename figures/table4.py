@@ -68,7 +68,6 @@ def draw(data: dict[str, Any], path: Path) -> None:
         xlabel="train-cost saving by the paper's formula, 3 / (4 fS / fD)",
         ylabel="saving of computational time, dense / sparse",
     )
-    axis.grid(alpha=0.3)
     axis.legend(loc="upper left")
     axis.set_title(caption(data), fontsize=8)
     save_figure(figure, path)

@@ -70,7 +70,6 @@ def draw(data: dict[str, Any], path: Path) -> None:
         axis.set_yticks(ticks, [f"{tick}" for tick in ticks])
         axis.minorticks_off()
         axis.set_ylim(1, top)
-        axis.grid(alpha=0.3)
         axis.set_title(f"{which} time" + (", both passes" if times == 2 else ""))
         axis.legend(fontsize=8)
     axes[0].set_ylabel("time, % of dense")

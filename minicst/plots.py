@@ -51,8 +51,6 @@ def plot_curves(
             axes[3].plot(spread, np.sort(values), ".", markersize=4)
         axes[3].set_xticks(range(len(keep_prob)), list(keep_prob), rotation=90, fontsize=8)
         axes[3].set(ylabel="final keep_prob, sorted in each group", ylim=(-0.03, 1.03))
-    for axis in axes:
-        axis.grid(alpha=0.3)
     save_figure(figure, path)
 
 
@@ -72,7 +70,6 @@ def plot_planted(results: dict[str, Any], path: Path) -> None:
             axis.plot([i - 0.25, i + 0.25], [np.mean(values)] * 2, color=f"C{i}", linewidth=2)
         axis.set_xticks(range(len(labels)), labels, rotation=20)
         axis.set(ylabel=name, ylim=(0, 1.02))
-        axis.grid(alpha=0.3)
     left.axhline(results["base_share"], color="gray", linestyle="--", label="share at the start")
     left.legend()
     seeds = len(results["seeds"])

@@ -113,17 +113,16 @@ class Session:
     def _execute(self, cell: Cell, debugger: _Debugger | None = None) -> None:
         # Blank lines in front: line numbers are those of the file.
         tree = ast.parse("\n" * (cell.line - 1) + cell.source, str(self.path))
+        if debugger is not None:
+            debugger.run(compile(tree, str(self.path), "exec"), self.names)
+            if debugger.left:
+                raise bdb.BdbQuit
+            return
         last = tree.body[-1] if tree.body else None
         echo = isinstance(last, ast.Expr)
         if echo:
             tree.body.pop()
-        body = compile(tree, str(self.path), "exec")
-        if debugger is None:
-            exec(body, self.names)
-        else:
-            debugger.run(body, self.names)
-            if debugger.left:
-                raise bdb.BdbQuit
+        exec(compile(tree, str(self.path), "exec"), self.names)
         if echo:
             assert isinstance(last, ast.Expr)
             value = eval(compile(ast.Expression(last.value), str(self.path), "eval"), self.names)

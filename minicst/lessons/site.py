@@ -47,7 +47,6 @@ CONF = {
     "myst_heading_anchors": 3,
     # Types in signatures that several classes have an attribute of the name of: no harm.
     "suppress_warnings": ["ref.python"],
-    "exclude_patterns": [],
     "html_static_path": ["_static"],
     "html_css_files": [CSS],
 }
@@ -87,21 +86,15 @@ def build_site(folder: Path, target: Path, says: Callable[[str], None]) -> None:
             "\n".join(f"{key} = {value!r}" for key, value in CONF.items())
             + "\nfrom minicst.lessons.site import setup  # noqa: E402\n"
         )
-        if target.exists():
-            shutil.rmtree(target)
-        app = Sphinx(
-            source,
-            source,
-            target,
-            Path(work) / "doctrees",
-            "html",
-            warningiserror=False,
-            status=None,
-            freshenv=True,
-        )
+        built = Path(work) / "site"
+        doctrees = Path(work) / "doctrees"
+        app = Sphinx(source, source, built, doctrees, "html", status=None, warningiserror=True)
         app.build()
-        if app.statuscode or app._warncount:
-            raise ValueError(f"Sphinx gave {app._warncount} warnings, see above")
+        if app.statuscode:
+            raise ValueError(f"the site isn't written to {target}: Sphinx warned, see above")
+        if target.exists():  # only now: a site that can't be built leaves the old one
+            shutil.rmtree(target)
+        shutil.copytree(built, target)
     says(f"site {target / 'index.html'}")
 
 

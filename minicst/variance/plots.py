@@ -52,7 +52,7 @@ def plot_properties(results: dict[str, Any], path: Path) -> None:
     right.axhline(1e4, color="gray", linestyle="--", linewidth=1, label="paper: E L² / V ≈ 10⁴")
     right.set(yscale="log", xlabel="epoch", ylabel="ratio")
     figure.legend(loc="outside lower center", ncols=4, fontsize=8)
-    _title(figure, results, left, right)
+    _title(figure, results)
     save_figure(figure, path)
 
 
@@ -78,7 +78,7 @@ def plot_variance(results: dict[str, Any], path: Path) -> None:
     over_time, others = below.subplots(1, 2)
     _reductions(over_time, results["points"])
     _estimators(others, results, shown)
-    _title(figure, results, *top, over_time, others)
+    _title(figure, results)
     save_figure(figure, path)
 
 
@@ -144,9 +144,7 @@ def _errorbar(axis: Axes, x: Any, pairs: Any, style: str, **options: Any) -> Non
     axis.errorbar(x, value, yerr=se, fmt=style, capsize=2, markersize=4, linewidth=1, **options)
 
 
-def _title(figure: Figure, results: dict[str, Any], *axes: Axes) -> None:
-    for axis in axes:
-        axis.grid(alpha=0.3)
+def _title(figure: Figure, results: dict[str, Any]) -> None:
     width = f", width {results['width']:g}" if results["width"] != 1.0 else ""
     figure.suptitle(
         f"{results['network']}{width} on {results.get('data_label', results['data'])} "

@@ -54,6 +54,16 @@ def test_a_page_has_prose_code_output_and_pictures(page):
     assert list(page.figures) == ["01_small_1.png"]
 
 
+def test_a_style_ends_with_its_lesson(folder):
+    import matplotlib
+
+    path = folder / "01_small.py"
+    path.write_text(path.read_text() + "\nplt.rcParams['lines.linewidth'] = 7.0\n")
+    before = matplotlib.rcParams["lines.linewidth"]
+    render(read_lesson(path), all_lessons(folder))
+    assert matplotlib.rcParams["lines.linewidth"] == before != 7.0
+
+
 def test_written_pages_hold_and_changed_ones_do_not(folder, page):
     pages = folder / "pages"
     (said,) = check_page(page, pages)
@@ -93,6 +103,14 @@ def test_written_pages_hold_and_changed_ones_do_not(folder, page):
 )
 def test_a_number_may_differ_by_one_in_its_last_digit(was, now, same):
     assert same_line(was, now) is same
+
+
+def test_only_what_was_printed_may_differ_in_its_last_digit():
+    page = "lr is 0.1\n```python\nlr = 0.1\n```\n\n```text\nloss 0.1\n```\n"
+    assert differences(page, page.replace("loss 0.1", "loss 0.2")) == []
+    for part in ("lr is 0.1", "lr = 0.1"):
+        changed = page.replace(part, part.replace("0.1", "0.2"))
+        assert len(differences(page, changed)) == 1
 
 
 def test_lines_that_are_missing_or_new_are_said():

@@ -80,3 +80,20 @@ def test_a_folder_with_something_else_is_kept(tmp_path, capsys):
     assert main(["lesson", "--site", str(tmp_path)]) == 2
     assert "there is something else in this folder" in capsys.readouterr().err
     assert (tmp_path / "precious.txt").read_text() == "mine"
+
+
+@pytest.mark.filterwarnings("default")  # Sphinx's and MyST's deprecations are theirs
+def test_a_site_that_cannot_be_built_leaves_the_old_one(monkeypatch, tmp_path, capsys):
+    pytest.importorskip("sphinx")
+    target = tmp_path / "site"
+    target.mkdir()
+    (target / "searchindex.js").write_text("old")
+
+    def warns(folder, source):
+        (source / "_static").mkdir(parents=True)
+        (source / "index.md").write_text("# Head\n\n[gone](gone.md)\n")
+
+    monkeypatch.setattr("minicst.lessons.site._write_sources", warns)
+    assert main(["lesson", "--site", str(target)]) == 2
+    assert "Sphinx warned" in capsys.readouterr().err
+    assert (target / "searchindex.js").read_text() == "old"

@@ -124,6 +124,16 @@ def test_the_debugger_stops_at_the_cell(lesson, monkeypatch, capsys):
     assert "6.0" in out
 
 
+def test_the_debugger_stops_at_a_last_expression_too(lesson, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO("p 'stopped'\nc\n"))
+    _, text = play(lesson, ["", "", "d", "q"])
+    out = capsys.readouterr().out
+    assert "03_small.py(29)" in out
+    assert "'stopped'" in out
+    assert "third 10.0" in out
+    assert "end of the lesson" in text
+
+
 def test_a_debugger_that_is_left_shows_the_cell_again(lesson, monkeypatch, capsys):
     monkeypatch.setattr("sys.stdin", io.StringIO("q\n"))
     _, text = play(lesson, ["", "d", "", "q"])
